@@ -1,0 +1,299 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Place holds every process of one task, from NewPlace to Remove. Its exported
+// fields say how to find it again: they are handed to other processes and kept
+// in a file, so that whoever is left can Kill.
+type Place struct {
+	Method Method   `json:"method"`
+	Dirs   []string `json:"dirs,omitempty"`   // cgroups made for it
+	Home   []string `json:"home,omitempty"`   // cgroup1: where the starter's thread belongs
+	Label  string   `json:"label,omitempty"`  // subreaper: "K=V" in the environment of its processes
+	Hidden bool     `json:"hidden,omitempty"` // its processes see only themselves: own PID and mount namespaces
+
+	// Init is the command that calls InitMain; it is needed where the place has
+	// a PID namespace.
+	Init []string `json:"-"`
+}
+
+// Choose returns want if this process can use it, or the first method that it
+// can when want is "". It tries each for real.
+func Choose(want Method) (Method, error) {
+	var errs []error
+	for _, m := range linuxMethods {
+		if want != "" && want != m {
+			continue
+		}
+		err := try(m)
+		if err == nil {
+			return m, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", m, err))
+	}
+	if len(errs) == 0 {
+		return "", unknownMethod(want)
+	}
+	return "", errors.Join(errs...)
+}
+
+func try(m Method) error {
+	pl, err := NewPlace(m, fmt.Sprintf("skep-try-%d", os.Getpid()))
+	if err != nil {
+		return err
+	}
+	defer pl.Remove()
+	if m == MethodSubreaper {
+		return nil
+	}
+	// /proc/self/exe -h is not free of effects; a directory as executable is:
+	// EACCES comes after the child has joined the cgroup and its namespaces.
+	_, err = pl.startHere(&Cmd{Path: "/", Args: []string{"/"}})
+	if errors.Is(err, syscall.EACCES) {
+		return nil
+	}
+	return fmt.Errorf("start in it: %w", err)
+}
+
+// NewPlace makes a place called name, which must be new on this host. It
+// leaves nothing behind when it fails.
+func NewPlace(m Method, name string) (*Place, error) {
+	pl := &Place{Method: m}
+	switch m {
+	case MethodCgroup2:
+		own, err := ownCgroups()
+		if err != nil {
+			return nil, err
+		}
+		if own.unified == "" {
+			return nil, errors.New("no cgroup2 file system")
+		}
+		dir := filepath.Join(own.unified, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return nil, err
+		}
+		pl.Dirs = []string{dir}
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.kill")); err != nil {
+			return nil, errors.Join(errors.New("kernel without cgroup.kill (5.14)"), pl.Remove())
+		}
+	case MethodCgroup1:
+		own, err := ownCgroups()
+		if err != nil {
+			return nil, err
+		}
+		if own.freezer == "" {
+			return nil, errors.New("no freezer hierarchy")
+		}
+		for _, home := range []string{own.freezer, own.pids} {
+			if home == "" {
+				continue
+			}
+			dir := filepath.Join(home, name)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return nil, errors.Join(err, pl.Remove())
+			}
+			pl.Dirs, pl.Home = append(pl.Dirs, dir), append(pl.Home, home)
+		}
+	case MethodPIDNS, MethodSubreaper:
+	default:
+		return nil, unknownMethod(m)
+	}
+	return pl, nil
+}
+
+// Start starts c as the first process of the place, in its own process group,
+// killed when this process dies. One place starts one process.
+func (pl *Place) Start(c *Cmd) (*Process, error) {
+	c.NewGroup, c.ParentDeath = true, true
+	if err := Adopt(); err != nil {
+		return nil, err
+	}
+	if pl.Method == MethodPIDNS || pl.Hidden {
+		return pl.startInit(c)
+	}
+	return pl.startHere(c)
+}
+
+func (pl *Place) startHere(c *Cmd) (*Process, error) {
+	switch pl.Method {
+	case MethodCgroup2:
+		fd, err := unix.Open(pl.Dirs[0], unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup %s: %w", pl.Dirs[0], err)
+		}
+		defer unix.Close(fd)
+		c.cgroup = fd
+	case MethodCgroup1:
+		// cgroup v1 holds threads: the one that forks joins, its child is born
+		// inside, and the thread goes home.
+		for i, dir := range pl.Dirs {
+			for _, to := range []struct {
+				dir  string
+				list *[]int
+			}{{dir, &c.threads}, {pl.Home[i], &c.back}} {
+				fd, err := unix.Open(filepath.Join(to.dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+				if err != nil {
+					return nil, fmt.Errorf("open cgroup %s: %w", to.dir, err)
+				}
+				defer unix.Close(fd)
+				*to.list = append(*to.list, fd)
+			}
+		}
+	case MethodPIDNS, MethodSubreaper:
+	}
+	if pl.Method == MethodPIDNS || pl.Hidden {
+		c.clone |= unix.CLONE_NEWPID | unix.CLONE_NEWNS
+		if os.Geteuid() != 0 {
+			c.clone, c.mapped = c.clone|unix.CLONE_NEWUSER, true
+		}
+	}
+	return Start(c)
+}
+
+// Kill ends every process of the place and returns when none is left, or with
+// an error after limit. It may be called by any process, any number of times.
+func (pl *Place) Kill(limit time.Duration) error {
+	end := time.Now().Add(limit)
+	var err error
+	switch pl.Method {
+	case MethodCgroup2:
+		err = kill2(pl.Dirs[0], end)
+	case MethodCgroup1:
+		err = kill1(pl.Dirs, end)
+	case MethodPIDNS, MethodSubreaper:
+	}
+	return errors.Join(err, pl.sweep(end))
+}
+
+// Remove gives back what NewPlace made. The place must be empty.
+func (pl *Place) Remove() error {
+	var errs []error
+	for _, dir := range pl.Dirs {
+		errs = append(errs, removeCgroup(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes dir and the cgroups that a task made inside. A killed
+// process may keep its cgroup busy for a moment after it left cgroup.procs.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			_ = removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	for pause := time.Millisecond; ; pause *= 2 {
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil, err == unix.ENOENT:
+			return nil
+		case err != unix.EBUSY, pause > 200*time.Millisecond:
+			return fmt.Errorf("remove cgroup %s: %w", dir, err)
+		}
+		time.Sleep(pause)
+	}
+}
+
+func kill2(dir string, end time.Time) error {
+	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// The kernel marks cgroup.events for poll when populated changes.
+	f, err := os.OpenFile(filepath.Join(dir, "cgroup.events"), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var buf [256]byte
+	for {
+		n, err := unix.Pread(int(f.Fd()), buf[:], 0)
+		if err == unix.ENODEV {
+			return nil // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(buf[:n]), "populated 0") {
+			return nil
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("cgroup %s still has processes", dir)
+		}
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
+		_, _ = unix.Poll(fds, int(min(left, 100*time.Millisecond).Milliseconds())+1)
+	}
+}
+
+// kill1 stops forks, freezes, kills and thaws in rounds: SIGKILL reaches a
+// frozen task when it is thawed.
+func kill1(dirs []string, end time.Time) error {
+	for {
+		left := 0
+		for _, dir := range dirs {
+			_ = os.WriteFile(filepath.Join(dir, "pids.max"), []byte("0"), 0)
+			freezeTree(dir, "FROZEN")
+			left += killProcs(dir)
+			freezeTree(dir, "THAWED")
+		}
+		if left == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("cgroup %s still has %d processes", dirs[0], left)
+		}
+		time.Sleep(2 * time.Millisecond) // a killed process needs a moment to leave the list
+	}
+}
+
+func freezeTree(dir, state string) {
+	if os.WriteFile(filepath.Join(dir, "freezer.state"), []byte(state), 0) != nil {
+		return
+	}
+	for range 50 { // FREEZING until the last task stopped
+		got, err := os.ReadFile(filepath.Join(dir, "freezer.state"))
+		if err != nil || strings.TrimSpace(string(got)) == state {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func killProcs(dir string) (n int) {
+	list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return 0
+	}
+	for _, pid := range pidsIn(string(list)) {
+		if pid == os.Getpid() {
+			continue
+		}
+		n++
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			n += killProcs(filepath.Join(dir, e.Name()))
+		}
+	}
+	return n
+}

@@ -1,0 +1,78 @@
+package proc
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// forkExec runs on a locked thread that is never used for anything else.
+func forkExec(c *Cmd, fds []uintptr) (int, error) {
+	attr := &syscall.ProcAttr{Env: c.Env, Files: fds, Sys: &syscall.SysProcAttr{
+		Setpgid:    c.NewGroup,
+		Cloneflags: uintptr(c.clone),
+	}}
+	if c.ParentDeath {
+		attr.Sys.Pdeathsig = syscall.SIGKILL
+	}
+	if c.User != nil {
+		attr.Sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
+	}
+	if c.mapped {
+		uid, gid := os.Getuid(), os.Getgid()
+		attr.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		attr.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+	}
+	if c.cgroup > 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, c.cgroup
+	}
+	if c.View != nil {
+		if err := c.View.enter(); err != nil {
+			return 0, err
+		}
+	}
+	if c.Dir != "" {
+		// The thread gets a working directory of its own and goes there with our
+		// rights: the child's user may lack the right to search its parents.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return 0, fmt.Errorf("unshare: %w", err)
+		}
+		if err := syscall.Chdir(c.Dir); err != nil {
+			return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
+		}
+	}
+	for _, fd := range c.threads {
+		if _, err := unix.Write(fd, []byte("0")); err != nil {
+			return 0, fmt.Errorf("join cgroup: %w", err)
+		}
+	}
+	pid, err := syscall.ForkExec(c.Path, c.Args, attr)
+	for _, fd := range c.back {
+		if _, err := unix.Write(fd, []byte("0")); err != nil && pid > 0 {
+			// This thread would be frozen with the task and could not wait for it.
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			_, _ = syscall.Wait4(pid, nil, 0, nil)
+			return 0, fmt.Errorf("leave cgroup: %w", err)
+		}
+	}
+	return pid, err
+}
+
+// waitEnd returns when pid is a zombie, and leaves it one.
+func waitEnd(pid int) {
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+}
+
+// CloseOnExec keeps inherited descriptors from the process's own children.
+func CloseOnExec(fds ...int) {
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+}
+
+// Undumpable keeps processes of the same user from tracing this one and from
+// reading its memory, environment and descriptors through /proc.
+func Undumpable() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }

@@ -1,0 +1,89 @@
+//go:build unix && !linux
+
+package proc
+
+import (
+	"syscall"
+	"time"
+)
+
+func forkExec(c *Cmd, fds []uintptr) (int, error) {
+	attr := &syscall.ProcAttr{Env: c.Env, Dir: c.Dir, Files: fds, Sys: &syscall.SysProcAttr{Setpgid: c.NewGroup}}
+	if c.User != nil {
+		attr.Sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
+	}
+	return syscall.ForkExec(c.Path, c.Args, attr)
+}
+
+// waitEnd has no WNOWAIT everywhere: the group is killed when the process is
+// gone, which the system keeps reserved while the group has members.
+func waitEnd(int) {}
+
+// CloseOnExec keeps inherited descriptors from the process's own children.
+func CloseOnExec(fds ...int) {
+	for _, fd := range fds {
+		syscall.CloseOnExec(fd)
+	}
+}
+
+// Undumpable does nothing here.
+func Undumpable() {}
+
+// Place holds the processes of one task: here its process group.
+type Place struct {
+	Method Method   `json:"method"`
+	Group  int      `json:"group,omitempty"`
+	Label  string   `json:"label,omitempty"`
+	Hidden bool     `json:"hidden,omitempty"`
+	Init   []string `json:"-"`
+}
+
+// Choose returns the one method of this system.
+func Choose(want Method) (Method, error) {
+	if want != "" && want != MethodGroup {
+		return "", unknownMethod(want)
+	}
+	return MethodGroup, nil
+}
+
+// NewPlace returns a place for one task.
+func NewPlace(m Method, _ string) (*Place, error) { return &Place{Method: m}, nil }
+
+// Start starts c in its own process group.
+func (pl *Place) Start(c *Cmd) (*Process, error) {
+	c.NewGroup = true
+	p, err := Start(c)
+	if err == nil {
+		pl.Group = p.Pid
+	}
+	return p, err
+}
+
+// Kill ends the group.
+func (pl *Place) Kill(time.Duration) error {
+	if pl.Group == 0 {
+		return nil
+	}
+	err := syscall.Kill(-pl.Group, syscall.SIGKILL)
+	if err == syscall.ESRCH || err == syscall.EPERM { // nobody left; macOS says EPERM for zombies
+		return nil
+	}
+	return err
+}
+
+// Remove has nothing to remove.
+func (pl *Place) Remove() error { return nil }
+
+// SweepChildren cannot find orphans here.
+func SweepChildren(time.Duration) error { return nil }
+
+// InitMain is for namespaces, which this system does not have.
+func InitMain() int { return 2 }
+
+// Adopt does nothing here.
+func Adopt() error { return nil }
+
+// Isolate finds no isolation here.
+func Isolate(string, *User) Isolation {
+	return Isolation{Kind: IsolationNone, Reason: "not supported on this system"}
+}

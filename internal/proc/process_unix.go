@@ -1,0 +1,88 @@
+//go:build unix
+
+package proc
+
+import (
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// start forks from a goroutine of its own that keeps its thread: the thread's
+// cgroup, view and parent-death duty are then nobody else's, and the child is
+// told of our death only when the whole process dies.
+func (p *Process) start(c *Cmd, files []*os.File) error {
+	fds := make([]uintptr, len(files))
+	for i, f := range files {
+		fds[i] = f.Fd()
+	}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		pid, err := forkExec(c, fds)
+		runtime.KeepAlive(files)
+		if err != nil {
+			started <- err
+			return
+		}
+		p.Pid, p.Started = pid, time.Now()
+		started <- nil
+		p.reap(c.NewGroup)
+	}()
+	return <-started
+}
+
+// reap waits until the process ends. Its pid stays reserved until the group
+// was killed, so that neither can hit a stranger.
+func (p *Process) reap(group bool) {
+	waitEnd(p.Pid)
+	ended := time.Now()
+	p.mu.Lock()
+	if group {
+		_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
+	}
+	var ws syscall.WaitStatus
+	var err error
+	for {
+		if _, err = syscall.Wait4(p.Pid, &ws, 0, nil); err != syscall.EINTR {
+			break
+		}
+	}
+	p.reaped = true
+	p.mu.Unlock()
+	p.status = statusOf(ws, err)
+	p.status.Ended = ended
+	close(p.done)
+}
+
+func statusOf(ws syscall.WaitStatus, err error) Status {
+	switch {
+	case err != nil:
+		return Status{Code: -1, Err: err}
+	case ws.Signaled():
+		return Status{Code: -int(ws.Signal()), Signal: true}
+	default:
+		return Status{Code: ws.ExitStatus()}
+	}
+}
+
+// Terminate asks the process to end (SIGTERM).
+func (p *Process) Terminate() error { return p.Signal(syscall.SIGTERM) }
+
+// Kill ends the process, and its group when it has one of its own.
+func (p *Process) Kill() error { return p.Signal(syscall.SIGKILL) }
+
+// Signal sends sig to the process alone. It never reaches a stranger that got
+// the same pid later: it then returns ErrGone.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if p.outer != nil {
+		return p.outer.Signal(sig)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return ErrGone
+	}
+	return syscall.Kill(p.Pid, sig)
+}

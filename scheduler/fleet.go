@@ -1,0 +1,127 @@
+package scheduler
+
+import (
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+// fleet is what this process remembers of the bots: which exist, for telling
+// whether a slice could ever run, and when each was last heard of, so that not
+// every contact is a write.
+type fleet struct {
+	mu      sync.Mutex
+	bots    map[skep.BotID]*member
+	values  map[string][]string // equal values of all bots are kept once
+	upSince time.Time
+}
+
+type member struct {
+	dimensions skep.Dimensions
+	seen       time.Time // last contact with this process
+	written    time.Time // last contact that the store knows
+}
+
+func newFleet() *fleet {
+	return &fleet{bots: map[skep.BotID]*member{}, values: map[string][]string{}}
+}
+
+func (f *fleet) setUpSince(t time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.upSince = t
+}
+
+// served returns t, or since when the fleet has been served if that is later.
+func (f *fleet) served(t time.Time) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t.Before(f.upSince) {
+		return f.upSince
+	}
+	return t
+}
+
+// put notes a bot as it is stored.
+func (f *fleet) put(b *skep.Bot) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bots[b.ID] = &member{dimensions: f.share(b.Dimensions), seen: b.LastSeen, written: b.LastSeen}
+}
+
+// share replaces value lists by equal ones of other bots.
+func (f *fleet) share(d skep.Dimensions) skep.Dimensions {
+	out := make(skep.Dimensions, len(d))
+	for k, vs := range d {
+		if k == "id" {
+			out[k] = vs
+			continue
+		}
+		key := k
+		for _, v := range vs {
+			key += "\x00" + v
+		}
+		if have, ok := f.values[key]; ok {
+			vs = have
+		} else {
+			f.values[key] = vs
+		}
+		out[k] = vs
+	}
+	return out
+}
+
+func (f *fleet) drop(id skep.BotID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.bots, id)
+}
+
+// heard notes a contact at now and reports whether the store should learn of
+// it: at most every 20 s a bot. spec/scheduler.md §8.2.
+func (f *fleet) heard(id skep.BotID, now time.Time) (write bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.bots[id]
+	if m == nil {
+		return true
+	}
+	m.seen = now
+	return now.Sub(m.written) >= 20*time.Second
+}
+
+// unwritten returns the contacts that the store does not know and counts them
+// as written.
+func (f *fleet) unwritten() map[skep.BotID]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[skep.BotID]time.Time{}
+	for id, m := range f.bots {
+		if m.seen.After(m.written) {
+			out[id] = m.seen
+			m.written = m.seen
+		}
+	}
+	return out
+}
+
+// canRun reports whether any known bot, dead ones included, meets cs.
+func (f *fleet) canRun(cs skep.Constraints) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ids := cs.Get("id"); len(ids) > 0 {
+		for _, id := range ids {
+			if m := f.bots[skep.BotID(id)]; m != nil && cs.Match(m.dimensions) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, m := range f.bots {
+		if cs.Match(m.dimensions) {
+			return true
+		}
+	}
+	return false
+}

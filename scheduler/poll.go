@@ -1,0 +1,326 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// MaxWait bounds how long a poll or a watch is held. decisions.md 16.
+const MaxWait = 50 * time.Second
+
+// Command is the answer to a poll. Without a Task there is nothing to do.
+type Command struct {
+	Task    *skep.Task
+	Request *skep.TaskRequest
+	Secret  []byte
+	Err     error // the store did not answer; the poll may be repeated
+}
+
+// Poll is a bot that asks for work.
+type Poll struct {
+	Bot  *skep.Bot     // as it says it is, with the dimensions that the server assigns
+	Key  string        // idempotency key; "" makes the call not repeatable
+	Wait time.Duration // 0 to MaxWait
+}
+
+// Connect notes the handshake of a bot's process. A task that the bot still
+// holds is lost with its earlier process. The dimensions of a known bot are
+// kept: only polls change them. spec/scheduler.md §8.2.
+func (s *Scheduler) Connect(ctx context.Context, b *skep.Bot) error {
+	key := string(skep.EventConnected) + ":" + b.SessionID
+	return s.note(ctx, b, skep.EventConnected, key, "", true)
+}
+
+// Refuse notes that a bot polled and got the answer named by event instead of
+// work (request_sleep for a quarantined one, request_update, …).
+func (s *Scheduler) Refuse(ctx context.Context, b *skep.Bot, event skep.EventType, message string) error {
+	return s.note(ctx, b, event, "", message, false)
+}
+
+// note brings the record of a bot up to date and adds an event.
+func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType, key, message string, handshake bool) error {
+	var lost *skep.Task
+	var saved *skep.Bot
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		lost, saved = nil, nil
+		old, err := tx.LockBot(b.ID)
+		if err != nil && skep.KindOf(err) != skep.NotFound {
+			return err
+		}
+		n := *b
+		n.LastSeen, n.FirstSeen, n.Dead, n.Terminated = tx.Now, tx.Now, false, 0
+		if old != nil {
+			n.FirstSeen = old.FirstSeen
+			n.IdleSince, n.LastEvent = old.IdleSince, old.LastEvent
+			if handshake {
+				n.Dimensions = old.Dimensions
+			}
+			if old.Task != 0 {
+				if lost, err = s.lose(tx, old.Task, b.ID); err != nil {
+					return err
+				}
+				if lost != nil {
+					message = lines(message, "Abandoned "+old.Task.RunID())
+				}
+			}
+		}
+		switch {
+		case event == skep.EventIdle || event == skep.EventSleep:
+			if n.Quarantined != "" || n.Maintenance != "" {
+				n.IdleSince = time.Time{}
+			} else if n.IdleSince.IsZero() {
+				n.IdleSince = tx.Now
+			}
+		case !handshake:
+			n.IdleSince = time.Time{}
+		}
+		if message == "" {
+			message = n.Maintenance
+		}
+		if message == "" {
+			message = n.Quarantined
+		}
+		repeated := key != "" && old != nil && old.LastEvent == key
+		if key == "" {
+			key = string(event)
+		}
+		n.LastEvent = key
+		if err := tx.SaveBot(&n); err != nil {
+			return err
+		}
+		saved = &n
+		if repeated || (frequent(event) && old != nil && lost == nil && same(old, &n)) {
+			return nil
+		}
+		return tx.AddEvent(&n, event, message, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
+	}
+	s.fleet.put(saved)
+	if lost != nil {
+		s.ended(ctx, lost, skep.Running)
+	}
+	return nil
+}
+
+func lines(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "\n" + b
+}
+
+// frequent events are stored only when they tell something new.
+func frequent(e skep.EventType) bool {
+	return e == skep.EventIdle || e == skep.EventSleep || e == skep.EventTaskUpdate
+}
+
+// same reports whether nothing that people look for changed.
+func same(a, b *skep.Bot) bool {
+	return a.Dead == b.Dead && a.Quarantined == b.Quarantined && a.Maintenance == b.Maintenance &&
+		a.Idle() == b.Idle() && a.Dimensions.Equal(b.Dimensions)
+}
+
+// Poll returns work for a healthy bot, waiting for it up to p.Wait. The same
+// key gets the same task again until the bot sends another one: an answer may
+// have been lost. A later poll of the same bot ends this one with nothing.
+func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
+	b := p.Bot
+	old, err := s.store.Bot(ctx, b.ID)
+	if err != nil && skep.KindOf(err) != skep.NotFound {
+		return Command{}, err
+	}
+	if old != nil && old.Task != 0 && p.Key != "" {
+		if cmd, found, err := s.repeat(ctx, old.Task, b.ID, p.Key); err != nil || found {
+			return cmd, err
+		}
+	}
+	fresh := s.fleet.heard(b.ID, s.o.Now())
+	if old == nil || old.Task != 0 || fresh || old.Dead || old.Terminated != 0 || old.SessionID != b.SessionID || old.Version != b.Version ||
+		old.Quarantined != "" || old.Maintenance != "" || !old.Dimensions.Equal(b.Dimensions) {
+		event := skep.EventIdle
+		if old != nil && old.Task == 0 {
+			b.IdleSince = old.IdleSince
+		}
+		if err := s.note(ctx, b, event, "", "", false); err != nil {
+			return Command{}, err
+		}
+	} else {
+		b.IdleSince = old.IdleSince
+	}
+	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0, reply: make(chan Command, 1)}
+	work := s.queues.enter(w)
+	if w.once && !work && s.queues.leave(w) {
+		return Command{}, s.idle(ctx, b, skep.EventSleep)
+	}
+	if !work {
+		if err := s.idle(ctx, b, skep.EventIdle); err != nil {
+			s.queues.leave(w)
+			return Command{}, err
+		}
+	}
+	timer := time.NewTimer(min(p.Wait, MaxWait))
+	defer timer.Stop()
+	expired := timer.C
+	if w.once {
+		expired = nil
+	}
+	for gone := ctx.Done(); ; {
+		select {
+		case cmd := <-w.reply:
+			if cmd.Task == nil && cmd.Err == nil {
+				return cmd, s.idle(ctx, b, skep.EventSleep)
+			}
+			return cmd, cmd.Err
+		case <-expired:
+			expired = nil
+		case <-gone:
+			gone = nil
+		}
+		if s.queues.leave(w) {
+			return Command{}, ctx.Err()
+		}
+	}
+}
+
+// idle notes that a bot found no work, once until it gets some.
+func (s *Scheduler) idle(ctx context.Context, b *skep.Bot, event skep.EventType) error {
+	if !b.IdleSince.IsZero() {
+		return nil
+	}
+	b.IdleSince = s.o.Now()
+	return s.note(ctx, b, event, "", "", false)
+}
+
+// repeat answers a poll whose answer was lost.
+func (s *Scheduler) repeat(ctx context.Context, id skep.TaskID, bot skep.BotID, key string) (Command, bool, error) {
+	t, err := s.store.Task(ctx, id)
+	if err != nil || t.State != skep.Running || t.Bot != bot || t.ClaimKey != key {
+		if skep.KindOf(err) == skep.NotFound {
+			err = nil
+		}
+		return Command{}, false, err
+	}
+	req, err := s.store.Request(ctx, id)
+	if err != nil {
+		return Command{}, false, err
+	}
+	secret, err := s.store.Secret(ctx, id)
+	return Command{Task: t, Request: req, Secret: secret}, err == nil, err
+}
+
+// lose ends a task whose bot does not run it any more. It returns nil when
+// there was nothing to end.
+func (s *Scheduler) lose(tx *store.Tx, id skep.TaskID, bot skep.BotID) (*skep.Task, error) {
+	t, err := tx.LockTask(id)
+	if skep.KindOf(err) == skep.NotFound && err != nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if t.State != skep.Running || t.Bot != bot {
+		return nil, nil
+	}
+	if err := t.End(skep.Ending{Lost: true}, tx.Now); err != nil {
+		return nil, err
+	}
+	s.sign(t)
+	return t, tx.SaveTask(t)
+}
+
+// EndWaits answers every waiting poll with nothing, so that all bots come back
+// and hear what changed.
+func (s *Scheduler) EndWaits() { s.queues.endAll() }
+
+// Event notes something that a bot reports of itself. key, when not empty,
+// makes a direct repetition of the call harmless.
+func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType, message, key string) error {
+	var lost *skep.Task
+	if key != "" {
+		key = string(event) + ":" + key
+	}
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		lost = nil
+		old, err := tx.LockBot(b.ID)
+		if skep.KindOf(err) == skep.NotFound && err != nil {
+			old, err = b, nil // it never polled: the event is all there is
+			return tx.AddEvent(old, event, message, 0)
+		}
+		if err != nil {
+			return err
+		}
+		if key != "" && old.LastEvent == key {
+			return nil
+		}
+		old.LastSeen = tx.Now
+		if event == skep.EventShutdown || event == skep.EventRebooting {
+			if old.Task != 0 {
+				if lost, err = s.lose(tx, old.Task, b.ID); err != nil {
+					return err
+				}
+				if lost != nil {
+					message = lines(message, "Abandoned "+old.Task.RunID())
+				}
+			}
+			old.Task, old.TaskName = 0, ""
+			old.Terminated = 0
+			if event == skep.EventShutdown {
+				old.Dead, old.IdleSince = true, tx.Now
+				if id, ok := finishedTermination(old.LastEvent); ok && old.SessionID == b.SessionID {
+					old.Terminated = id
+				}
+			}
+		}
+		if key == "" {
+			key = string(event)
+		}
+		old.LastEvent = key
+		if err := tx.SaveBot(old); err != nil {
+			return err
+		}
+		return tx.AddEvent(old, event, message, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
+	}
+	if lost != nil {
+		s.ended(ctx, lost, skep.Running)
+	}
+	return nil
+}
+
+// Delete forgets a bot; its history stays, its task is lost. An unknown bot is
+// a NotFound error.
+func (s *Scheduler) Delete(ctx context.Context, id skep.BotID) error {
+	var lost *skep.Task
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		lost = nil
+		b, err := tx.LockBot(id)
+		if err != nil {
+			return err
+		}
+		if b.Task != 0 {
+			if lost, err = s.lose(tx, b.Task, id); err != nil {
+				return err
+			}
+		}
+		if err := tx.AddEvent(b, skep.EventDeleted, "", 0); err != nil {
+			return err
+		}
+		return tx.DeleteBot(id)
+	})
+	if err != nil {
+		return err
+	}
+	s.fleet.drop(id)
+	if lost != nil {
+		s.ended(ctx, lost, skep.Running)
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+package scheduler
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// queues knows which demands exist, in which of them a task may wait, and
+// which polls of this process wait for which of them.
+type queues struct {
+	mu   sync.Mutex
+	all  map[skep.QueueID]*queue
+	bots map[skep.BotID]*waiter // the one waiting poll of each bot
+	wake chan struct{}
+}
+
+type queue struct {
+	store.Queue
+	fill    uint64    // counts the times a task may have come in; 0 = surely empty
+	waiters []*waiter // in order of arrival; those gone are skipped
+}
+
+// waiter is one poll that waits for work.
+type waiter struct {
+	ctx   context.Context
+	bot   *skep.Bot
+	key   string
+	once  bool // answer after one look
+	reply chan Command
+
+	// guarded by queues.mu
+	gone     bool // answered or given up
+	matching bool // a claim for it is under way
+}
+
+func newQueues() *queues {
+	return &queues{all: map[skep.QueueID]*queue{}, bots: map[skep.BotID]*waiter{}, wake: make(chan struct{}, 1)}
+}
+
+func (qs *queues) kick() {
+	select {
+	case qs.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add makes a queue known; polls that wait already may serve it.
+func (qs *queues) add(q store.Queue) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if have := qs.all[q.ID]; have != nil {
+		if q.Expires.After(have.Expires) {
+			have.Expires = q.Expires
+		}
+		return
+	}
+	n := &queue{Queue: q}
+	qs.all[q.ID] = n
+	for _, w := range qs.bots {
+		if !w.gone && n.Dimensions.Match(w.bot.Dimensions) {
+			n.waiters = append(n.waiters, w)
+		}
+	}
+}
+
+// knows reports whether a queue is registered until at least t.
+func (qs *queues) knows(id skep.QueueID, t time.Time) bool {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.all[id]
+	return q != nil && !q.Expires.Before(t)
+}
+
+// filled notes that a task may wait in a queue.
+func (qs *queues) filled(id skep.QueueID) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if q := qs.all[id]; q != nil {
+		q.fill++
+		if len(q.waiters) > 0 {
+			qs.kick()
+		}
+	}
+}
+
+// enter starts the wait of w and ends that of an earlier poll of its bot.
+// work tells whether a look is worth it.
+func (qs *queues) enter(w *waiter) (work bool) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if old := qs.bots[w.bot.ID]; old != nil && !old.gone {
+		old.gone = true
+		if !old.matching {
+			old.reply <- Command{}
+		}
+	}
+	for _, q := range qs.all {
+		if q.Dimensions.Match(w.bot.Dimensions) {
+			q.waiters = append(q.waiters, w)
+			work = work || q.fill > 0
+		}
+	}
+	qs.bots[w.bot.ID] = w
+	if work {
+		qs.kick()
+	}
+	return work
+}
+
+// leave ends the wait of w unless a claim for it is under way; then its reply
+// is about to come.
+func (qs *queues) leave(w *waiter) (left bool) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if w.matching {
+		return false
+	}
+	qs.end(w)
+	return true
+}
+
+func (qs *queues) end(w *waiter) {
+	w.gone = true
+	if qs.bots[w.bot.ID] == w {
+		delete(qs.bots, w.bot.ID)
+	}
+}
+
+// round is one look at the queues: the polls that may get work and where.
+type round struct {
+	queues  []roundQueue
+	waiters []*waiter
+}
+
+type roundQueue struct {
+	id      skep.QueueID
+	fill    uint64
+	waiters []*waiter
+}
+
+// maxRound bounds the polls of one queue that one round serves.
+const maxRound = 64
+
+// begin draws the polls for which a task may wait and marks them as being
+// matched.
+func (qs *queues) begin() round {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	var r round
+	drawn := map[*waiter]bool{}
+	for id, q := range qs.all {
+		q.waiters = compact(q.waiters)
+		if q.fill == 0 || len(q.waiters) == 0 {
+			continue
+		}
+		rq := roundQueue{id: id, fill: q.fill}
+		for _, w := range q.waiters {
+			if w.gone || (w.matching && !drawn[w]) {
+				continue
+			}
+			rq.waiters = append(rq.waiters, w)
+			if !drawn[w] {
+				drawn[w] = true
+				w.matching = true
+				r.waiters = append(r.waiters, w)
+			}
+			if len(rq.waiters) == maxRound {
+				break
+			}
+		}
+		if len(rq.waiters) > 0 {
+			r.queues = append(r.queues, rq)
+		}
+	}
+	return r
+}
+
+// compact drops polls that are gone, once they are the larger part or the
+// list is short.
+func compact(ws []*waiter) []*waiter {
+	gone := 0
+	for _, w := range ws {
+		if !w.gone {
+			break
+		}
+		gone++
+	}
+	ws = ws[gone:]
+	if len(ws) > 2*maxRound {
+		return ws
+	}
+	kept := ws[:0:0]
+	for _, w := range ws {
+		if !w.gone {
+			kept = append(kept, w)
+		}
+	}
+	return kept
+}
+
+// finish ends a round: emptied queues are remembered as empty unless filled
+// since, matched polls are answered, the others go on waiting.
+func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Command, err error) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for _, rq := range emptied {
+		if q := qs.all[rq.id]; q != nil && q.fill == rq.fill {
+			q.fill = 0
+		}
+	}
+	again := false
+	for _, w := range r.waiters {
+		w.matching = false
+		cmd, claimed := claims[w]
+		switch {
+		case err != nil:
+			cmd.Err = err
+		case !claimed && !w.once && !w.gone:
+			again = true
+			continue
+		}
+		w.reply <- cmd
+		qs.end(w)
+	}
+	if again || len(claims) > 0 {
+		for _, q := range qs.all {
+			if q.fill > 0 && len(q.waiters) > 0 {
+				qs.kick()
+				break
+			}
+		}
+	}
+}
+
+// endAll answers all waits with nothing: the server shuts down, or something
+// changed that every bot must hear of.
+func (qs *queues) endAll() {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for _, w := range qs.bots {
+		if !w.gone && !w.matching {
+			w.reply <- Command{}
+			qs.end(w)
+		}
+	}
+}

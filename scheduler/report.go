@@ -1,0 +1,197 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// Report is what a bot says of its task.
+type Report struct {
+	Bot     skep.BotID
+	Task    skep.TaskID
+	CostUSD float64
+	Start   int64  // offset of Output, ≥ 0
+	Output  []byte // may be empty
+	Ending  *skep.Ending
+	Outcome *skep.Outcome // with Ending
+}
+
+// Answer tells the bot what to do with its task.
+type Answer struct {
+	OK       bool // the task is this bot's
+	MustStop bool
+	Reason   string
+	Watched  bool // somebody reads the output now
+}
+
+// Reasons to stop, read by people.
+const (
+	reasonKill     = "Killing task"
+	reasonFinished = "The task has already finished"
+	reasonForeign  = "The task is not assigned to this bot"
+)
+
+// Report stores output, progress or the end of a task. Every report may be
+// repeated. One for a task that has ended, or is not the bot's, changes
+// nothing and is told so.
+func (s *Scheduler) Report(ctx context.Context, r Report) (Answer, error) {
+	s.fleet.heard(r.Bot, s.o.Now())
+	var ans Answer
+	var err error
+	if r.Ending == nil {
+		ans, err = s.progress(ctx, r)
+	} else {
+		ans, err = s.finish(ctx, r)
+	}
+	if err != nil {
+		return Answer{}, fmt.Errorf("report of task %s: %w", r.Task, err)
+	}
+	ans.Watched = s.hub.watched(r.Task)
+	return ans, nil
+}
+
+func (s *Scheduler) progress(ctx context.Context, r Report) (Answer, error) {
+	var ans Answer
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		p, found, err := tx.Touch(r.Task, r.Bot, r.CostUSD)
+		if err != nil {
+			return err
+		}
+		if !found {
+			ans, err = s.stray(ctx, tx, r)
+			return err
+		}
+		ans = Answer{OK: true}
+		if p.Killing {
+			ans.MustStop, ans.Reason = true, reasonKill
+		}
+		if len(r.Output) > 0 {
+			_, err = tx.WriteOutput(r.Task, p.OutputSize, r.Start, r.Output)
+		}
+		return err
+	})
+	if err == nil && len(r.Output) > 0 {
+		s.hub.notify(r.Task)
+	}
+	return ans, err
+}
+
+// stray answers a report for a task that the bot does not run.
+func (s *Scheduler) stray(ctx context.Context, tx *store.Tx, r Report) (Answer, error) {
+	t, err := tx.Task(ctx, r.Task)
+	switch {
+	case err != nil && skep.KindOf(err) != skep.NotFound:
+		return Answer{}, err
+	case err != nil || t.Bot != r.Bot:
+		return Answer{MustStop: r.Ending == nil, Reason: reasonForeign}, nil
+	default:
+		return Answer{OK: true, MustStop: r.Ending == nil, Reason: reasonFinished}, nil
+	}
+}
+
+func (s *Scheduler) finish(ctx context.Context, r Report) (Answer, error) {
+	var ans Answer
+	var done *skep.Task
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		done = nil
+		t, err := tx.LockTask(r.Task)
+		if err != nil && skep.KindOf(err) != skep.NotFound {
+			return err
+		}
+		if err != nil || t.State != skep.Running || t.Bot != r.Bot {
+			ans, err = s.stray(ctx, tx, r)
+			return err
+		}
+		if len(r.Output) > 0 {
+			if t.OutputSize, err = tx.WriteOutput(r.Task, t.OutputSize, r.Start, r.Output); err != nil {
+				return err
+			}
+		}
+		ans = Answer{OK: true}
+		t.CostUSD = max(t.CostUSD, r.CostUSD)
+		t.ContactAt = tx.Now
+		if err := t.End(*r.Ending, tx.Now); err != nil {
+			return err
+		}
+		t.Outcome = r.Outcome
+		if t.State == skep.BotDied && t.Outcome != nil {
+			t.Outcome.Stats = nil
+		}
+		s.sign(t)
+		if err := tx.SaveTask(t); err != nil {
+			return err
+		}
+		event, message := skep.EventCompleted, ""
+		switch {
+		case r.Ending.Lost || r.Ending.MissingIn:
+			event = skep.EventTaskError
+			if r.Outcome != nil {
+				message = r.Outcome.Message
+			}
+		case t.State == skep.Killed || t.State == skep.Canceled:
+			event = skep.EventKilled
+		}
+		if err := tx.TaskOfBot(r.Bot, 0, "", string(event)+":"+t.ID.String()); err != nil {
+			return err
+		}
+		done = t
+		return tx.AddTaskEvent(r.Bot, event, message, t.ID)
+	})
+	if err == nil && done != nil {
+		s.ended(ctx, done, skep.Running)
+	}
+	return ans, err
+}
+
+// finishedTermination reads which task a bot's last event completed.
+func finishedTermination(lastEvent string) (skep.TaskID, bool) {
+	id, ok := strings.CutPrefix(lastEvent, string(skep.EventCompleted)+":")
+	if !ok {
+		return 0, false
+	}
+	t, err := skep.ParseTaskID(id)
+	return t, err == nil
+}
+
+// Control answers when the bot must stop its task, when the wish to watch its
+// output is no longer watched, or after wait. decisions.md 17.
+func (s *Scheduler) Control(ctx context.Context, bot skep.BotID, id skep.TaskID, watched bool, wait time.Duration) (Answer, error) {
+	s.fleet.heard(bot, s.o.Now())
+	if ans, err := s.Report(ctx, Report{Bot: bot, Task: id}); err != nil || ans.MustStop || ans.Watched != watched {
+		return ans, err
+	}
+	timer := time.NewTimer(min(wait, MaxWait))
+	defer timer.Stop()
+	changed, leave := s.hub.control(id)
+	defer leave()
+	for {
+		t, err := s.store.Task(ctx, id)
+		if err != nil {
+			return Answer{}, err
+		}
+		ans := Answer{OK: t.Bot == bot, Watched: s.hub.watched(id)}
+		switch {
+		case !ans.OK:
+			ans.MustStop, ans.Reason = true, reasonForeign
+		case t.State != skep.Running:
+			ans.MustStop, ans.Reason = true, reasonFinished
+		case t.Killing:
+			ans.MustStop, ans.Reason = true, reasonKill
+		}
+		if ans.MustStop || ans.Watched != watched {
+			return ans, nil
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return ans, nil
+		case <-ctx.Done():
+			return ans, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// Submit stores a validated request and queues its first slice that some bot
+// could run. req gets its ID and CreatedAt here. A repeated call (same caller
+// and UUID) returns what the first one made. When no slice can ever run the
+// task is NO_RESOURCE at once.
+func (s *Scheduler) Submit(ctx context.Context, req *skep.TaskRequest, secret []byte) (*skep.TaskRequest, *skep.Task, error) {
+	for {
+		r, t, err := s.submit(ctx, req, secret)
+		if err == nil || skep.KindOf(err) != skep.Conflict { // Conflict: the id is taken
+			return r, t, err
+		}
+	}
+}
+
+func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []byte) (*skep.TaskRequest, *skep.Task, error) {
+	now := s.o.Now().UTC().Truncate(time.Microsecond)
+	req.ID, req.CreatedAt = skep.NewTaskID(now), now
+	t := &skep.Task{
+		ID: req.ID, State: skep.Pending, Priority: req.Priority, ModifiedAt: now, PingTolerance: req.PingTolerance,
+	}
+	if req.Parent != "" {
+		parent, err := skep.ParseTaskID(req.Parent)
+		if err != nil {
+			return nil, nil, err
+		}
+		t.Parent = parent
+	}
+	s.sign(t)
+	if !s.place(t, req, 0) {
+		if err := t.Move(skep.NoResource, now); err != nil {
+			return nil, nil, err
+		}
+		t.AbandonAt, t.Fault = now, skep.FaultServer
+	}
+	q := store.Queue{ID: t.Queue, Dimensions: req.Slices[t.Slice].Properties.Dimensions, Expires: now.Add(queueLife).Add(t.ExpiresAt.Sub(now))}
+	known := s.queues.knows(q.ID, t.ExpiresAt)
+	var earlier skep.TaskID
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		earlier = 0
+		if req.UUID != "" {
+			var err error
+			if earlier, err = tx.TaskByUUID(req.Authenticated, req.UUID); err != nil || earlier != 0 {
+				return err
+			}
+		}
+		if !known {
+			if err := tx.SaveQueue(q); err != nil {
+				return err
+			}
+		}
+		return tx.CreateTask(req, t, secret)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if earlier != 0 {
+		return s.Find(ctx, earlier)
+	}
+	if t.State == skep.Pending {
+		s.queues.add(q)
+		s.queues.filled(t.Queue)
+		s.expiresAt(t.ExpiresAt)
+	}
+	s.moved(ctx, t, 0)
+	return req, t, nil
+}
+
+// queueLife is how long a queue is remembered after its last task expired.
+const queueLife = 4 * time.Hour
+
+// Find returns a task with its request, or a NotFound error.
+func (s *Scheduler) Find(ctx context.Context, id skep.TaskID) (*skep.TaskRequest, *skep.Task, error) {
+	req, err := s.store.Request(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := s.store.Task(ctx, id)
+	return req, t, err
+}
+
+// place queues the first slice from i on that may wait or that some known bot
+// could run, and reports whether there is one.
+func (s *Scheduler) place(t *skep.Task, req *skep.TaskRequest, i int) bool {
+	for ; i < len(req.Slices); i++ {
+		sl := &req.Slices[i]
+		if sl.WaitForCapacity || req.IsTermination() || s.fleet.canRun(sl.Properties.Dimensions) {
+			t.Slice, t.ExpiresAt = i, req.ExpiresAt(i)
+			t.Queue = sl.Properties.Dimensions.Queue()
+			return true
+		}
+	}
+	t.Slice = len(req.Slices) - 1
+	t.Queue = req.Slices[t.Slice].Properties.Dimensions.Queue()
+	t.ExpiresAt = req.ExpiresAt(t.Slice)
+	return false
+}
+
+// Terminate asks a bot to end after its present task and returns the
+// termination task; one that waits already is returned again.
+func (s *Scheduler) Terminate(ctx context.Context, bot skep.BotID, caller, reason string) (skep.TaskID, error) {
+	waiting, err := s.store.ListTasks(ctx, store.TaskFilter{
+		State: store.StateFilter{States: []skep.TaskState{skep.Pending}},
+		Tags:  [][]string{{"id:" + string(bot)}, {"swarming.terminate:1"}}, Limit: 1,
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(waiting) > 0 {
+		return waiting[0].Task.ID, nil
+	}
+	name := fmt.Sprintf("Terminate %s", bot)
+	if reason != "" {
+		name += ": " + reason
+	}
+	req := &skep.TaskRequest{
+		Name: name, Authenticated: caller, ServiceAccount: "none",
+		Tags: []string{
+			"authenticated:" + caller, "id:" + string(bot), "priority:0", "realm:none", "service_account:none",
+			"swarming.pool.template:no_pool", "swarming.terminate:1", "user:none",
+		},
+		Slices: []skep.Slice{{
+			Expiration: 5 * 24 * time.Hour, WaitForCapacity: true,
+			Properties: skep.Properties{Dimensions: skep.Constraints{{Key: "id", Values: []string{string(bot)}}}},
+		}},
+	}
+	_, t, err := s.Submit(ctx, req, nil)
+	if err != nil {
+		return 0, err
+	}
+	return t.ID, nil
+}

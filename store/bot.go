@@ -1,0 +1,243 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+const botColumns = `b.id, b.dimensions, b.state, b.version, b.session, b.authenticated, b.ip, b.first_seen_us, b.last_seen_us,
+	b.idle_us, b.task, b.task_name, b.quarantined, b.maintenance, b.dead, b.terminated, b.last_event`
+
+func scanBot(row scanner) (*skep.Bot, error) {
+	var (
+		b                 skep.Bot
+		dims, state       string
+		first, last, idle int64
+	)
+	if err := row.Scan(&b.ID, &dims, &state, &b.Version, &b.SessionID, &b.Authenticated, &b.ExternalIP, &first, &last,
+		&idle, &b.Task, &b.TaskName, &b.Quarantined, &b.Maintenance, &b.Dead, &b.Terminated, &b.LastEvent); err != nil {
+		return nil, err
+	}
+	b.FirstSeen, b.LastSeen, b.IdleSince = instant(first), instant(last), instant(idle)
+	b.State = json.RawMessage(state)
+	if err := json.Unmarshal([]byte(dims), &b.Dimensions); err != nil {
+		return nil, fmt.Errorf("stored dimensions of bot %s: %w", b.ID, err)
+	}
+	return &b, nil
+}
+
+func noSuchBot(id skep.BotID) error { return skep.Errorf(skep.NotFound, "no such bot: %s", id) }
+
+// Bot returns a bot, or a NotFound error.
+func (r reads) Bot(ctx context.Context, id skep.BotID) (*skep.Bot, error) {
+	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.id = $1`, id)
+	if err != nil {
+		return nil, fmt.Errorf("read bot %s: %w", id, err)
+	}
+	if len(bs) == 0 {
+		return nil, noSuchBot(id)
+	}
+	return bs[0], nil
+}
+
+// LockBot reads a bot for changing it: on PostgreSQL other servers wait.
+func (tx *Tx) LockBot(id skep.BotID) (*skep.Bot, error) {
+	query := `SELECT ` + botColumns + ` FROM bots b WHERE b.id = $1`
+	if tx.d == postgres {
+		query += ` FOR UPDATE`
+	}
+	bs, err := tx.bots(tx.ctx, query, id)
+	if tx.note(err) != nil {
+		return nil, fmt.Errorf("read bot %s: %w", id, err)
+	}
+	if len(bs) == 0 {
+		return nil, noSuchBot(id)
+	}
+	return bs[0], nil
+}
+
+func (r reads) bots(ctx context.Context, query string, args ...any) ([]*skep.Bot, error) {
+	rows, err := r.q.query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []*skep.Bot
+	for rows.Next() {
+		b, err := scanBot(rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, rows.Err()
+}
+
+// BotsAfter returns up to limit live records with an id above after, by id.
+func (r reads) BotsAfter(ctx context.Context, after skep.BotID, limit int) ([]*skep.Bot, error) {
+	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.id > $1 ORDER BY b.id LIMIT $2`, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list bots: %w", err)
+	}
+	return bs, nil
+}
+
+// SilentBots returns the live bots last heard of before cutoff.
+func (r reads) SilentBots(ctx context.Context, cutoff time.Time) ([]*skep.Bot, error) {
+	return r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.dead = 0 AND b.last_seen_us < $1`, micros(cutoff))
+}
+
+// SaveBot writes the whole record of a bot, new or known.
+func (tx *Tx) SaveBot(b *skep.Bot) error {
+	dims, state, snapshot, err := tx.snapshot(b)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec(`INSERT INTO bots (id, dimensions, state, snapshot, version, session, authenticated, ip, first_seen_us, last_seen_us,
+			idle_us, task, task_name, quarantined, maintenance, dead, terminated, last_event)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18)
+		ON CONFLICT (id) DO UPDATE SET dimensions = excluded.dimensions, state = excluded.state, snapshot = excluded.snapshot,
+			version = excluded.version, session = excluded.session, authenticated = excluded.authenticated, ip = excluded.ip,
+			first_seen_us = excluded.first_seen_us, last_seen_us = excluded.last_seen_us, idle_us = excluded.idle_us, task = excluded.task,
+			task_name = excluded.task_name, quarantined = excluded.quarantined, maintenance = excluded.maintenance, dead = excluded.dead,
+			terminated = excluded.terminated, last_event = excluded.last_event`,
+		b.ID, dims, state, snapshot, b.Version, b.SessionID, b.Authenticated, b.ExternalIP, micros(b.FirstSeen), micros(b.LastSeen),
+		micros(b.IdleSince), b.Task, b.TaskName, b.Quarantined, b.Maintenance, bit(b.Dead), b.Terminated, b.LastEvent)
+	if err != nil {
+		return fmt.Errorf("store bot %s: %w", b.ID, err)
+	}
+	return nil
+}
+
+// snapshot stores a bot's dimensions and state for the events that refer to
+// them, and returns both as stored with the number that names the pair.
+func (tx *Tx) snapshot(b *skep.Bot) (dims, state string, id int64, err error) {
+	d, err := json.Marshal(b.Dimensions)
+	if err != nil {
+		return "", "", 0, err
+	}
+	dims, state = string(d), string(b.State)
+	if state == "" {
+		state = "{}"
+	}
+	sum := sha256.Sum256([]byte(dims + "\x00" + state))
+	id = int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
+	_, err = tx.exec(`INSERT INTO bot_snapshots (id, dimensions, state, used_us) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+		id, dims, state, micros(tx.Now))
+	if err != nil {
+		err = fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)
+	}
+	return dims, state, id, err
+}
+
+// TaskOfBot sets what a bot runs (0 = nothing) and notes the event that did
+// it, without touching the rest of its record.
+func (tx *Tx) TaskOfBot(b skep.BotID, task skep.TaskID, name, event string) error {
+	_, err := tx.exec(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1`,
+		b, task, name, event, micros(tx.Now))
+	if err != nil {
+		return fmt.Errorf("store task of bot %s: %w", b, err)
+	}
+	return nil
+}
+
+// SeenBots notes when bots were last heard of.
+func (tx *Tx) SeenBots(at map[skep.BotID]time.Time) error {
+	for id, t := range at {
+		if _, err := tx.exec(`UPDATE bots SET last_seen_us = $2 WHERE id = $1 AND last_seen_us < $2`, id, micros(t)); err != nil {
+			return fmt.Errorf("store bot %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// DeleteBot removes the live record; the history stays.
+func (tx *Tx) DeleteBot(id skep.BotID) error {
+	_, err := tx.exec(`DELETE FROM bots WHERE id = $1`, id)
+	return err
+}
+
+// AddEvent appends to the history of a bot, with what b is now.
+func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task skep.TaskID) error {
+	_, _, snapshot, err := tx.snapshot(b)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12)`,
+		b.ID, micros(tx.Now), typ, message, task, snapshot, b.Version, b.SessionID, b.ExternalIP, b.Authenticated, b.Quarantined, b.Maintenance)
+	if err != nil {
+		return fmt.Errorf("store event of bot %s: %w", b.ID, err)
+	}
+	return nil
+}
+
+// AddTaskEvent is AddEvent for the events of a task's life, which happen too
+// often to read the bot first: its stored record is copied by the engine.
+func (tx *Tx) AddTaskEvent(bot skep.BotID, typ skep.EventType, message string, task skep.TaskID) error {
+	_, err := tx.exec(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+		SELECT id, CAST($2 AS BIGINT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), snapshot, version, session, ip, authenticated, quarantined, maintenance FROM bots WHERE id = $1`,
+		bot, micros(tx.Now), typ, message, task)
+	if err != nil {
+		return fmt.Errorf("store event of bot %s: %w", bot, err)
+	}
+	return nil
+}
+
+// EventFilter selects events of one bot, newest first.
+type EventFilter struct {
+	Bot        skep.BotID
+	Start, End time.Time // at or after; before
+	Below      int64     // cursor: only older ones; 0 = from the newest
+	Limit      int
+}
+
+// BotEvents returns the history of a bot, newest first.
+func (r reads) BotEvents(ctx context.Context, f EventFilter) ([]*skep.BotEvent, error) {
+	conds, args := []string{"e.bot = $1"}, []any{f.Bot}
+	add := func(cond string, v any) {
+		args = append(args, v)
+		conds = append(conds, fmt.Sprintf("%s $%d", cond, len(args)))
+	}
+	if !f.Start.IsZero() {
+		add("e.at_us >=", micros(f.Start))
+	}
+	if !f.End.IsZero() {
+		add("e.at_us <", micros(f.End))
+	}
+	if f.Below != 0 {
+		add("e.seq <", f.Below)
+	}
+	args = append(args, f.Limit)
+	rows, err := r.q.query(ctx, fmt.Sprintf(`SELECT e.seq, e.at_us, e.type, e.message, e.task, COALESCE(s.dimensions, '{}'), COALESCE(s.state, '{}'),
+			e.version, e.session, e.ip, e.authenticated, e.quarantined, e.maintenance
+		FROM bot_events e LEFT JOIN bot_snapshots s ON s.id = e.snapshot WHERE %s ORDER BY e.seq DESC LIMIT $%d`, strings.Join(conds, " AND "), len(args)), args...)
+	if err != nil {
+		return nil, fmt.Errorf("read events of bot %s: %w", f.Bot, err)
+	}
+	defer rows.Close()
+	var out []*skep.BotEvent
+	for rows.Next() {
+		var (
+			e           skep.BotEvent
+			at          int64
+			dims, state string
+		)
+		if err := rows.Scan(&e.Seq, &at, &e.Type, &e.Message, &e.Task, &dims, &state, &e.Version, &e.SessionID, &e.ExternalIP, &e.Authn, &e.Quarantined, &e.Maintenance); err != nil {
+			return nil, fmt.Errorf("read events of bot %s: %w", f.Bot, err)
+		}
+		e.At, e.State = instant(at), json.RawMessage(state)
+		if err := json.Unmarshal([]byte(dims), &e.Dimensions); err != nil {
+			return nil, fmt.Errorf("stored event of bot %s: %w", f.Bot, err)
+		}
+		out = append(out, &e)
+	}
+	return out, rows.Err()
+}

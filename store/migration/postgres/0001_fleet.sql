@@ -1,0 +1,137 @@
+-- Instants are microseconds since 1970 UTC, 0 = never. JSON is text that Go parses.
+CREATE TABLE meta (
+	key   TEXT PRIMARY KEY,
+	value TEXT NOT NULL
+);
+
+-- What was asked for; never changes.
+CREATE TABLE task_requests (
+	id     BIGINT PRIMARY KEY,
+	body   TEXT NOT NULL,
+	secret BYTEA
+);
+
+-- Everything about a task that changes. States are the numbers of the wire: 32 pending, 16 running.
+CREATE TABLE tasks (
+	id            BIGINT PRIMARY KEY,
+	state         BIGINT NOT NULL,
+	slice         BIGINT NOT NULL,
+	priority      BIGINT NOT NULL,
+	queue         BIGINT NOT NULL,
+	expires_us    BIGINT NOT NULL,
+	modified_us   BIGINT NOT NULL,
+	started_us    BIGINT NOT NULL DEFAULT 0,
+	ended_us      BIGINT NOT NULL DEFAULT 0,
+	abandon_us    BIGINT NOT NULL DEFAULT 0,
+	contact_us    BIGINT NOT NULL DEFAULT 0,
+	tolerance_us  BIGINT NOT NULL,
+	killing       BIGINT NOT NULL DEFAULT 0,
+	bot           TEXT    NOT NULL DEFAULT '',
+	claim_key     TEXT    NOT NULL DEFAULT '',
+	claim         TEXT    NOT NULL DEFAULT '',
+	exit_code     BIGINT,
+	duration_secs DOUBLE PRECISION,
+	failure       BIGINT NOT NULL DEFAULT 0,
+	internal      BIGINT NOT NULL DEFAULT 0,
+	fault         TEXT    NOT NULL DEFAULT '',
+	cost_usd      DOUBLE PRECISION    NOT NULL DEFAULT 0,
+	output_bytes  BIGINT NOT NULL DEFAULT 0,
+	outcome       TEXT    NOT NULL DEFAULT '',
+	versions      TEXT    NOT NULL DEFAULT '',
+	parent        BIGINT NOT NULL DEFAULT 0
+) WITH (fillfactor = 50); -- room for a task's few updates beside it, so they touch no index
+CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
+CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
+CREATE INDEX tasks_running  ON tasks (bot) WHERE state = 16;
+CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
+CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
+
+-- Which tasks carry a tag; a tag is the first 63 bits of its SHA-256.
+CREATE TABLE task_tags (
+	tag  BIGINT NOT NULL,
+	task BIGINT NOT NULL,
+	PRIMARY KEY (tag, task)
+);
+
+-- Output in pieces that never overlap.
+CREATE TABLE task_output (
+	task  BIGINT NOT NULL,
+	start BIGINT NOT NULL,
+	data  BYTEA    NOT NULL,
+	PRIMARY KEY (task, start)
+);
+
+-- Calls of NewTask that may be repeated.
+CREATE TABLE request_uuids (
+	caller     TEXT    NOT NULL,
+	uuid       TEXT    NOT NULL,
+	task       BIGINT NOT NULL,
+	expires_us BIGINT NOT NULL,
+	PRIMARY KEY (caller, uuid)
+);
+
+-- Every set of demands that tasks had lately.
+CREATE TABLE queues (
+	id         BIGINT PRIMARY KEY,
+	dimensions TEXT    NOT NULL,
+	expires_us BIGINT NOT NULL
+);
+
+CREATE TABLE bots (
+	id            TEXT PRIMARY KEY,
+	dimensions    TEXT    NOT NULL,
+	state         TEXT    NOT NULL,
+	snapshot      BIGINT NOT NULL,
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	first_seen_us BIGINT NOT NULL,
+	last_seen_us  BIGINT NOT NULL,
+	idle_us       BIGINT NOT NULL,
+	task          BIGINT NOT NULL,
+	task_name     TEXT    NOT NULL,
+	quarantined   TEXT    NOT NULL,
+	maintenance   TEXT    NOT NULL,
+	dead          BIGINT NOT NULL,
+	terminated    BIGINT NOT NULL,
+	last_event    TEXT    NOT NULL
+);
+
+-- Dimensions and state of bots at some moment, shared by their events.
+CREATE TABLE bot_snapshots (
+	id         BIGINT PRIMARY KEY,
+	dimensions TEXT    NOT NULL,
+	state      TEXT    NOT NULL,
+	used_us    BIGINT NOT NULL
+);
+
+CREATE TABLE bot_events (
+	seq           BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	bot           TEXT    NOT NULL,
+	at_us         BIGINT NOT NULL,
+	type          TEXT    NOT NULL,
+	message       TEXT    NOT NULL,
+	task          BIGINT NOT NULL,
+	snapshot      BIGINT NOT NULL,
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	quarantined   TEXT    NOT NULL,
+	maintenance   TEXT    NOT NULL
+);
+CREATE INDEX bot_events_of_bot ON bot_events (bot, seq);
+CREATE INDEX bot_events_by_age ON bot_events (at_us);
+
+-- API tokens; only their hashes are kept.
+CREATE TABLE tokens (
+	id         TEXT PRIMARY KEY,
+	hash       BYTEA    NOT NULL,
+	name       TEXT    NOT NULL,
+	scope      TEXT    NOT NULL,
+	bots       TEXT    NOT NULL,
+	created_us BIGINT NOT NULL,
+	expires_us BIGINT NOT NULL,
+	revoked_us BIGINT NOT NULL
+);

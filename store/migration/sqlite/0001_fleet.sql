@@ -1,0 +1,137 @@
+-- Instants are microseconds since 1970 UTC, 0 = never. JSON is text that Go parses.
+CREATE TABLE meta (
+	key   TEXT PRIMARY KEY,
+	value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- What was asked for; never changes.
+CREATE TABLE task_requests (
+	id     INTEGER PRIMARY KEY,
+	body   TEXT NOT NULL,
+	secret BLOB
+);
+
+-- Everything about a task that changes. States are the numbers of the wire: 32 pending, 16 running.
+CREATE TABLE tasks (
+	id            INTEGER PRIMARY KEY,
+	state         INTEGER NOT NULL,
+	slice         INTEGER NOT NULL,
+	priority      INTEGER NOT NULL,
+	queue         INTEGER NOT NULL,
+	expires_us    INTEGER NOT NULL,
+	modified_us   INTEGER NOT NULL,
+	started_us    INTEGER NOT NULL DEFAULT 0,
+	ended_us      INTEGER NOT NULL DEFAULT 0,
+	abandon_us    INTEGER NOT NULL DEFAULT 0,
+	contact_us    INTEGER NOT NULL DEFAULT 0,
+	tolerance_us  INTEGER NOT NULL,
+	killing       INTEGER NOT NULL DEFAULT 0,
+	bot           TEXT    NOT NULL DEFAULT '',
+	claim_key     TEXT    NOT NULL DEFAULT '',
+	claim         TEXT    NOT NULL DEFAULT '',
+	exit_code     INTEGER,
+	duration_secs REAL,
+	failure       INTEGER NOT NULL DEFAULT 0,
+	internal      INTEGER NOT NULL DEFAULT 0,
+	fault         TEXT    NOT NULL DEFAULT '',
+	cost_usd      REAL    NOT NULL DEFAULT 0,
+	output_bytes  INTEGER NOT NULL DEFAULT 0,
+	outcome       TEXT    NOT NULL DEFAULT '',
+	versions      TEXT    NOT NULL DEFAULT '',
+	parent        INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
+CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
+CREATE INDEX tasks_running  ON tasks (bot) WHERE state = 16;
+CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
+CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
+
+-- Which tasks carry a tag; a tag is the first 63 bits of its SHA-256.
+CREATE TABLE task_tags (
+	tag  INTEGER NOT NULL,
+	task INTEGER NOT NULL,
+	PRIMARY KEY (tag, task)
+) WITHOUT ROWID;
+
+-- Output in pieces that never overlap.
+CREATE TABLE task_output (
+	task  INTEGER NOT NULL,
+	start INTEGER NOT NULL,
+	data  BLOB    NOT NULL,
+	PRIMARY KEY (task, start)
+) WITHOUT ROWID;
+
+-- Calls of NewTask that may be repeated.
+CREATE TABLE request_uuids (
+	caller     TEXT    NOT NULL,
+	uuid       TEXT    NOT NULL,
+	task       INTEGER NOT NULL,
+	expires_us INTEGER NOT NULL,
+	PRIMARY KEY (caller, uuid)
+) WITHOUT ROWID;
+
+-- Every set of demands that tasks had lately.
+CREATE TABLE queues (
+	id         INTEGER PRIMARY KEY,
+	dimensions TEXT    NOT NULL,
+	expires_us INTEGER NOT NULL
+);
+
+CREATE TABLE bots (
+	id            TEXT PRIMARY KEY,
+	dimensions    TEXT    NOT NULL,
+	state         TEXT    NOT NULL,
+	snapshot      INTEGER NOT NULL,
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	first_seen_us INTEGER NOT NULL,
+	last_seen_us  INTEGER NOT NULL,
+	idle_us       INTEGER NOT NULL,
+	task          INTEGER NOT NULL,
+	task_name     TEXT    NOT NULL,
+	quarantined   TEXT    NOT NULL,
+	maintenance   TEXT    NOT NULL,
+	dead          INTEGER NOT NULL,
+	terminated    INTEGER NOT NULL,
+	last_event    TEXT    NOT NULL
+) WITHOUT ROWID;
+
+-- Dimensions and state of bots at some moment, shared by their events.
+CREATE TABLE bot_snapshots (
+	id         INTEGER PRIMARY KEY,
+	dimensions TEXT    NOT NULL,
+	state      TEXT    NOT NULL,
+	used_us    INTEGER NOT NULL
+);
+
+CREATE TABLE bot_events (
+	seq           INTEGER PRIMARY KEY,
+	bot           TEXT    NOT NULL,
+	at_us         INTEGER NOT NULL,
+	type          TEXT    NOT NULL,
+	message       TEXT    NOT NULL,
+	task          INTEGER NOT NULL,
+	snapshot      INTEGER NOT NULL,
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	quarantined   TEXT    NOT NULL,
+	maintenance   TEXT    NOT NULL
+);
+CREATE INDEX bot_events_of_bot ON bot_events (bot, seq);
+CREATE INDEX bot_events_by_age ON bot_events (at_us);
+
+-- API tokens; only their hashes are kept.
+CREATE TABLE tokens (
+	id         TEXT PRIMARY KEY,
+	hash       BLOB    NOT NULL,
+	name       TEXT    NOT NULL,
+	scope      TEXT    NOT NULL,
+	bots       TEXT    NOT NULL,
+	created_us INTEGER NOT NULL,
+	expires_us INTEGER NOT NULL,
+	revoked_us INTEGER NOT NULL
+) WITHOUT ROWID;

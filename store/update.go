@@ -1,0 +1,304 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/skepdev/skep"
+)
+
+// maxBatch bounds how many changes one commit carries, and with it how long
+// the first of them waits for the last.
+const maxBatch = 256
+
+// Tx is the inside of one Update.
+type Tx struct {
+	reads
+	Now time.Time // one instant, so that rows written together agree
+
+	ctx   context.Context
+	conn  *sql.Conn
+	d     dialect
+	dirty bool  // it wrote something
+	err   error // the first error of the engine; on PostgreSQL it spoils the transaction
+}
+
+// exec runs a statement that writes.
+func (tx *Tx) exec(query string, args ...any) (sql.Result, error) {
+	tx.dirty = true
+	res, err := tx.q.exec(tx.ctx, query, args...)
+	return res, tx.note(err)
+}
+
+// writeRow runs a statement that writes and returns at most one row, … RETURNING.
+func (tx *Tx) writeRow(query string, args []any, dest ...any) (bool, error) {
+	tx.dirty = true
+	found, err := tx.q.row(tx.ctx, query, args, dest...)
+	return found, tx.note(err)
+}
+
+func (tx *Tx) note(err error) error {
+	if err != nil && tx.err == nil {
+		tx.err = err
+	}
+	return err
+}
+
+// Update runs fn inside a transaction and returns after its change is durable.
+//
+// fn may run twice and must have no effect but on its Tx. An error of fn takes
+// back its own change only and is returned as it is. When ctx ends before fn's
+// turn, fn does not run and the error says so; ctx does not interrupt it
+// later. decisions.md 20.
+func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
+	return s.writer.do(ctx, fn)
+}
+
+type change struct {
+	ctx  context.Context
+	fn   func(*Tx) error
+	err  error
+	done chan struct{}
+}
+
+// writer is the only one who writes: it gathers what callers queued while the
+// last commit ran and commits it together.
+type writer struct {
+	pool  *sql.DB
+	conn  *sql.Conn // nil while the database cannot be reached
+	stmts *statements
+	d     dialect
+	now   func() time.Time
+	queue chan *change
+	stop  chan struct{}
+	ended chan struct{}
+}
+
+var errClosed = skep.Errorf(skep.Unavailable, "the server is shutting down; try again")
+
+func startWriter(ctx context.Context, pool *sql.DB, d dialect, now func() time.Time) (*writer, error) {
+	w := &writer{
+		pool: pool, d: d, now: now,
+		queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if err := w.connect(ctx); err != nil {
+		return nil, err
+	}
+	go w.run()
+	return w, nil
+}
+
+// connect makes sure that there is a connection to write on.
+func (w *writer) connect(ctx context.Context) error {
+	if w.conn != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	conn, err := w.pool.Conn(ctx)
+	if err != nil {
+		return skep.Errorf(skep.Unavailable, "the database cannot be reached; try again: %w", err)
+	}
+	w.conn, w.stmts = conn, newStatements(conn.PrepareContext)
+	return nil
+}
+
+// disconnect gives up a connection in an unknown state. PostgreSQL takes back
+// what was not committed when it goes.
+func (w *writer) disconnect() {
+	if w.conn == nil {
+		return
+	}
+	_ = w.stmts.close()
+	_ = w.conn.Raw(func(any) error { return driver.ErrBadConn }) // never reused
+	_ = w.conn.Close()
+	w.conn = nil
+}
+
+func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
+	c := &change{ctx: ctx, fn: fn, done: make(chan struct{})}
+	select {
+	case <-w.stop:
+		return errClosed
+	default:
+	}
+	select {
+	case w.queue <- c:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.stop:
+		return errClosed
+	}
+	select {
+	case <-c.done:
+	case <-w.ended: // it may have been queued after the last batch was drawn
+		select {
+		case <-c.done:
+		default:
+			return errClosed
+		}
+	}
+	return c.err
+}
+
+func (w *writer) close() error {
+	close(w.stop)
+	<-w.ended
+	if w.conn == nil {
+		return nil
+	}
+	return errors.Join(w.stmts.close(), w.conn.Close())
+}
+
+func (w *writer) run() {
+	defer close(w.ended)
+	batch := make([]*change, 0, maxBatch)
+	for {
+		batch = batch[:0]
+		select {
+		case c := <-w.queue:
+			batch = append(batch, c)
+		case <-w.stop:
+			for { // what was queued before the stop is still served
+				select {
+				case c := <-w.queue:
+					batch = append(batch, c)
+				default:
+					w.commit(batch)
+					return
+				}
+			}
+		}
+	gather:
+		for len(batch) < maxBatch {
+			select {
+			case c := <-w.queue:
+				batch = append(batch, c)
+			default:
+				break gather
+			}
+		}
+		w.commit(batch)
+	}
+}
+
+// commit runs a batch and answers everybody in it.
+//
+// The first try runs without savepoints, as nearly always nobody fails after
+// having written. When somebody does, the batch starts again with a savepoint
+// for each change, so that only the failing ones are taken back.
+func (w *writer) commit(batch []*change) {
+	if len(batch) == 0 {
+		return
+	}
+	err := w.connect(context.Background())
+	if err == nil {
+		err = w.try(batch, false)
+	}
+	for attempt := 0; err != nil && attempt < 5 && (errors.Is(err, errSpoiled) || transient(err)); attempt++ {
+		err = w.try(batch, true)
+	}
+	for _, c := range batch {
+		if err != nil {
+			c.err = unsettled(err)
+		}
+		close(c.done)
+	}
+}
+
+// unsettled makes the error for changes whose transaction did not end well.
+// They may be sent again: a repeated change finds what the first one left.
+func unsettled(err error) error {
+	if skep.KindOf(err) == skep.Unavailable {
+		return err
+	}
+	return skep.Errorf(skep.Unavailable, "the database did not confirm the change; try again: %w", err)
+}
+
+var errSpoiled = errors.New("a change failed after it had written")
+
+// transient reports whether the same transaction may succeed when run again:
+// another server of the fleet was in the way.
+func transient(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+func (w *writer) try(batch []*change, savepoints bool) (err error) {
+	ctx := context.Background()
+	begin := "BEGIN IMMEDIATE"
+	if w.d == postgres {
+		begin = "BEGIN"
+	}
+	if _, err := w.stmts.exec(ctx, begin); err != nil {
+		w.disconnect()
+		return err
+	}
+	wrote := false
+	defer func() {
+		if err != nil {
+			if _, e := w.conn.ExecContext(ctx, "ROLLBACK"); e != nil {
+				w.disconnect()
+			}
+		}
+	}()
+	for _, c := range batch {
+		c.err = nil
+		if c.ctx.Err() != nil {
+			c.err = c.ctx.Err()
+			continue
+		}
+		if savepoints {
+			if _, err := w.conn.ExecContext(ctx, "SAVEPOINT change"); err != nil {
+				return err
+			}
+		}
+		tx := &Tx{reads: reads{q: w.stmts}, Now: w.now().UTC(), ctx: ctx, conn: w.conn, d: w.d}
+		c.err = call(c.fn, tx)
+		if c.err == nil {
+			c.err = tx.err // an ignored error of the engine is still one
+		}
+		switch spoiled := c.err != nil && (tx.dirty || tx.err != nil); {
+		case spoiled && !savepoints:
+			return errSpoiled
+		case spoiled:
+			if _, err := w.conn.ExecContext(ctx, "ROLLBACK TO SAVEPOINT change"); err != nil {
+				return err
+			}
+			if transient(c.err) {
+				return c.err
+			}
+		}
+		if savepoints {
+			if _, err := w.conn.ExecContext(ctx, "RELEASE SAVEPOINT change"); err != nil {
+				return err
+			}
+		}
+		wrote = wrote || tx.dirty
+	}
+	end := "COMMIT"
+	if !wrote {
+		end = "ROLLBACK"
+	}
+	if _, err := w.stmts.exec(ctx, end); err != nil {
+		return err
+	}
+	return nil
+}
+
+// call runs fn; a panic ends only this change.
+func call(fn func(*Tx) error, tx *Tx) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic in a change of the database: %v", r)
+			tx.dirty = true
+		}
+	}()
+	return fn(tx)
+}
