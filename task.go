@@ -271,6 +271,17 @@ func (t *Task) Move(to TaskState, now time.Time) error {
 	return nil
 }
 
+// Report is what a bot says of its task. Every report may be repeated.
+type Report struct {
+	Bot     BotID
+	Task    TaskID
+	CostUSD float64
+	Start   int64  // offset of Output, ≥ 0
+	Output  []byte // may be empty
+	Ending  *Ending
+	Outcome *Outcome // with Ending
+}
+
 // Ending is why a run ends, as far as its bot or the server knows.
 type Ending struct {
 	ExitCode    *int64

@@ -15,6 +15,7 @@ import (
 func normalizeArgs(root *cobra.Command, args []string) []string {
 	out := make([]string, 0, len(args))
 	cmd, positional := root, false
+	cmd.InitDefaultHelpFlag()
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		switch {
@@ -23,6 +24,7 @@ func normalizeArgs(root *cobra.Command, args []string) []string {
 		case len(arg) < 2 || arg[0] != '-':
 			if sub := childCommand(cmd, arg); sub != nil && !positional {
 				cmd = sub
+				cmd.InitDefaultHelpFlag()
 			} else {
 				positional = true
 				if stopsAtArgument(cmd) {

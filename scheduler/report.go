@@ -10,17 +10,6 @@ import (
 	"github.com/skepdev/skep/store"
 )
 
-// Report is what a bot says of its task.
-type Report struct {
-	Bot     skep.BotID
-	Task    skep.TaskID
-	CostUSD float64
-	Start   int64  // offset of Output, ≥ 0
-	Output  []byte // may be empty
-	Ending  *skep.Ending
-	Outcome *skep.Outcome // with Ending
-}
-
 // Answer tells the bot what to do with its task.
 type Answer struct {
 	OK       bool // the task is this bot's
@@ -39,7 +28,7 @@ const (
 // Report stores output, progress or the end of a task. Every report may be
 // repeated. One for a task that has ended, or is not the bot's, changes
 // nothing and is told so.
-func (s *Scheduler) Report(ctx context.Context, r Report) (Answer, error) {
+func (s *Scheduler) Report(ctx context.Context, r skep.Report) (Answer, error) {
 	s.fleet.heard(r.Bot, s.o.Now())
 	var ans Answer
 	var err error
@@ -55,7 +44,7 @@ func (s *Scheduler) Report(ctx context.Context, r Report) (Answer, error) {
 	return ans, nil
 }
 
-func (s *Scheduler) progress(ctx context.Context, r Report) (Answer, error) {
+func (s *Scheduler) progress(ctx context.Context, r skep.Report) (Answer, error) {
 	var ans Answer
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		p, found, err := tx.Touch(r.Task, r.Bot, r.CostUSD)
@@ -82,7 +71,7 @@ func (s *Scheduler) progress(ctx context.Context, r Report) (Answer, error) {
 }
 
 // stray answers a report for a task that the bot does not run.
-func (s *Scheduler) stray(ctx context.Context, tx *store.Tx, r Report) (Answer, error) {
+func (s *Scheduler) stray(ctx context.Context, tx *store.Tx, r skep.Report) (Answer, error) {
 	t, err := tx.Task(ctx, r.Task)
 	switch {
 	case err != nil && skep.KindOf(err) != skep.NotFound:
@@ -94,7 +83,7 @@ func (s *Scheduler) stray(ctx context.Context, tx *store.Tx, r Report) (Answer, 
 	}
 }
 
-func (s *Scheduler) finish(ctx context.Context, r Report) (Answer, error) {
+func (s *Scheduler) finish(ctx context.Context, r skep.Report) (Answer, error) {
 	var ans Answer
 	var done *skep.Task
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
@@ -162,7 +151,7 @@ func finishedTermination(lastEvent string) (skep.TaskID, bool) {
 // output is no longer watched, or after wait. decisions.md 17.
 func (s *Scheduler) Control(ctx context.Context, bot skep.BotID, id skep.TaskID, watched bool, wait time.Duration) (Answer, error) {
 	s.fleet.heard(bot, s.o.Now())
-	if ans, err := s.Report(ctx, Report{Bot: bot, Task: id}); err != nil || ans.MustStop || ans.Watched != watched {
+	if ans, err := s.Report(ctx, skep.Report{Bot: bot, Task: id}); err != nil || ans.MustStop || ans.Watched != watched {
 		return ans, err
 	}
 	timer := time.NewTimer(min(wait, MaxWait))

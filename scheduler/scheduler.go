@@ -155,3 +155,6 @@ func metaTime(ctx context.Context, tx *store.Tx, key string) (time.Time, error) 
 func (s *Scheduler) moved(ctx context.Context, t *skep.Task, from skep.TaskState) {
 	s.o.Log.InfoContext(ctx, "task moved", "task", t.ID.String(), "from", from.String(), "to", t.State.String(), "bot", string(t.Bot))
 }
+
+// BotDeath returns the silence after which a bot counts as dead.
+func (s *Scheduler) BotDeath() time.Duration { return s.o.BotDeath() }

@@ -121,8 +121,7 @@ type View struct {
 const watchBytes = 1 << 20
 
 // Watch returns the output from offset on and the task's state. With nothing
-// new — no output, and the state is known, which is the zero state for "any" —
-// it waits for news up to wait.
+// new, which is no output and the state known already, it waits up to wait.
 func (s *Scheduler) Watch(ctx context.Context, id skep.TaskID, offset int64, known skep.TaskState, wait time.Duration) (View, error) {
 	changed, leave := s.hub.read(id)
 	defer leave()
@@ -140,7 +139,7 @@ func (s *Scheduler) Watch(ctx context.Context, id skep.TaskID, offset int64, kno
 			return View{}, err
 		}
 		v := View{Task: t, Offset: offset, Output: out}
-		if len(out) > 0 || t.State.Final() || (known != 0 && known != t.State) {
+		if len(out) > 0 || t.State.Final() || known != t.State {
 			return v, nil
 		}
 		select {

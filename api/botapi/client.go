@@ -193,7 +193,7 @@ func (c *Client) Poll(ctx context.Context, req *PollRequest) (*PollResponse, jso
 	}
 	res, manifest, err := DecodePoll(raw)
 	if err != nil {
-		return nil, nil, &Error{Path: PathPoll, Status: http.StatusOK, Text: err.Error(), Transient: true}
+		return nil, nil, &Error{Path: PathPoll, Status: http.StatusOK, Text: err.Error(), Transient: true, cause: ErrBadCommand}
 	}
 	c.SetSession(res.Session)
 	return res, manifest, nil

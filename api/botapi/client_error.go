@@ -11,6 +11,11 @@ import (
 	"unicode/utf8"
 )
 
+// ErrBadCommand is in the chain of a Poll error when an answer came that is no
+// command. It used up the request's UUID: asked again with the same one, the
+// server would repeat the answer. spec bot.md §2.7.
+var ErrBadCommand = errors.New("not a command")
+
 // Error is a call without success: refused, or not answered.
 type Error struct {
 	Path       string        // which call

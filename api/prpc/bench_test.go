@@ -81,7 +81,9 @@ func BenchmarkLoopback(b *testing.B) {
 				b.Error(err)
 				return
 			}
-			if got, err := io.ReadAll(resp.Body); err != nil || len(got) != len(body) || resp.StatusCode != 200 {
+			got, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || len(got) != len(body) || resp.StatusCode != 200 {
 				b.Errorf("HTTP %d, %q, %v", resp.StatusCode, got, err)
 				return
 			}

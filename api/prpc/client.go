@@ -3,7 +3,6 @@ package prpc
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -114,6 +113,3 @@ func (c *Client) maxResponse() int64 {
 	}
 	return MaxResponse
 }
-
-// String names the server that is called.
-func (c *Client) String() string { return fmt.Sprintf("pRPC client of %s", c.BaseURL) }

@@ -1,7 +1,6 @@
 package prpc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,15 +47,23 @@ func toHandler(h http.Handler) *Client {
 	})
 }
 
-// answer is an answer with these headers (pairs) and body.
-func answer(status int, body string, headers ...string) *http.Response {
+// reply is what a server answers.
+type reply struct {
+	status  int
+	body    string
+	headers []string // pairs
+}
+
+func answer(status int, body string, headers ...string) reply { return reply{status, body, headers} }
+
+func (a reply) send() (*http.Response, error) {
 	w := httptest.NewRecorder()
-	for i := 0; i < len(headers); i += 2 {
-		w.Header().Add(headers[i], headers[i+1])
+	for i := 0; i < len(a.headers); i += 2 {
+		w.Header().Add(a.headers[i], a.headers[i+1])
 	}
-	w.WriteHeader(status)
-	_, _ = w.WriteString(body)
-	return w.Result()
+	w.WriteHeader(a.status)
+	_, _ = w.WriteString(a.body)
+	return w.Result(), nil
 }
 
 func say(ctx context.Context, c *Client, req *pair) (*pair, error) {
@@ -119,7 +126,7 @@ func TestClientJudgesAnswers(t *testing.T) {
 	const binary = "application/prpc; encoding=binary"
 	for _, tc := range []struct {
 		name   string
-		answer *http.Response
+		answer reply
 		code   code.Code
 		kind   skep.Kind
 		text   string
@@ -149,18 +156,12 @@ func TestClientJudgesAnswers(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				tries := 0
-				body, err := io.ReadAll(tc.answer.Body)
-				if err != nil {
-					t.Fatal(err)
-				}
 				c := to(func(*http.Request) (*http.Response, error) {
 					tries++
-					again := *tc.answer
-					again.Body = io.NopCloser(bytes.NewReader(body))
-					return &again, nil
+					return tc.answer.send()
 				})
 				c.Retry.Times = 2
-				_, err = say(t.Context(), c, &pair{})
+				_, err := say(t.Context(), c, &pair{})
 				text := fmt.Sprint(err)
 				if begin, ok := strings.CutSuffix(tc.text, "..."); ok {
 					text, tc.text = text[:min(len(text), len(begin))], begin
@@ -204,7 +205,7 @@ func TestClientLimitsAnswers(t *testing.T) {
 
 func TestClientCutsErrorTexts(t *testing.T) {
 	_, err := say(t.Context(), to(func(*http.Request) (*http.Response, error) {
-		return answer(404, strings.Repeat("é", 4000), headerCode, "5"), nil
+		return answer(404, strings.Repeat("é", 4000), headerCode, "5").send()
 	}), &pair{})
 	if got := err.Error(); len(got) != maxErrorText+3 || !strings.HasSuffix(got, "é...") {
 		t.Errorf("got %d bytes, end %q", len(got), got[len(got)-8:])
@@ -217,7 +218,7 @@ func TestClientRetries(t *testing.T) {
 		start, tries := time.Now(), 0
 		c := to(func(*http.Request) (*http.Response, error) {
 			tries++
-			return answer(503, "soon", headerCode, "14"), nil
+			return answer(503, "soon", headerCode, "14").send()
 		})
 		_, err := say(t.Context(), c, &pair{})
 		if took := time.Since(start); tries != 11 || Code(err) != code.Code_UNAVAILABLE || took > 303*time.Second || took < 151*time.Second {
@@ -244,7 +245,7 @@ func TestClientRetriesUntilItWorks(t *testing.T) {
 }
 
 func TestClientRetriesWithinLimits(t *testing.T) {
-	busy := func(*http.Request) (*http.Response, error) { return answer(503, "soon", headerCode, "14"), nil }
+	busy := func(*http.Request) (*http.Response, error) { return answer(503, "soon", headerCode, "14").send() }
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		c := to(busy)

@@ -16,19 +16,17 @@ const jsonPrefix = ")]}'\n"
 // unmarshal reads a message in format f. Fields that are not known are ignored, and kept in binary. It keeps
 // nothing of b.
 func unmarshal(f Format, b []byte, m proto.Message) error {
-	var err error
 	switch f {
 	case JSON:
 		if len(bytes.TrimSpace(b)) == 0 {
 			return errors.New("it is empty; the empty message is {}")
 		}
-		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
+		return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
 	case Text:
-		err = prototext.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
-	default:
-		err = proto.Unmarshal(b, m)
+		return prototext.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
+	case Binary:
 	}
-	return err
+	return proto.Unmarshal(b, m)
 }
 
 // marshal appends a message in format f to b, with what an answer has around it.
@@ -39,9 +37,9 @@ func marshal(f Format, b []byte, m proto.Message) ([]byte, error) {
 		return append(b, '\n'), err
 	case Text:
 		return prototext.MarshalOptions{Multiline: true}.MarshalAppend(b, m)
-	default:
-		return proto.MarshalOptions{}.MarshalAppend(b, m)
+	case Binary:
 	}
+	return proto.MarshalOptions{}.MarshalAppend(b, m)
 }
 
 // marshalDetail writes an error detail: as an answer, but JSON without prefix.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,14 +81,13 @@ func (p *pauses) wait(ctx context.Context, e *Error, stranger bool) bool {
 	return p.backoff.Sleep(ctx, 0) == nil
 }
 
-// Transient says that the outcome of a call may be another one next time, by its code.
-func Transient(err error) bool {
-	switch Code(err) {
-	case code.Code_UNKNOWN, code.Code_INTERNAL, code.Code_UNAVAILABLE, code.Code_DEADLINE_EXCEEDED:
-		return true
-	}
-	return false
+// transientCodes are the outcomes that may be another one next time.
+var transientCodes = []code.Code{
+	code.Code_UNKNOWN, code.Code_INTERNAL, code.Code_UNAVAILABLE, code.Code_DEADLINE_EXCEEDED,
 }
+
+// Transient says that the outcome of a call may be another one next time, by its code.
+func Transient(err error) bool { return slices.Contains(transientCodes, Code(err)) }
 
 // Refused says that err is of a Client whose connection was refused: nothing listens at the address.
 func Refused(err error) bool { return errors.Is(err, errRefused) }

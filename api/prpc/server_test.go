@@ -458,8 +458,11 @@ func TestRegisterFindsWhatIsForgotten(t *testing.T) {
 		{"no handler", Methods{}, "method echo.Echo.Say has no handler"},
 		{"no method", Methods{"Say": say, "Sing": say}, "service echo.Echo has no method Sing"},
 		{"not made by Unary", Methods{"Say": {}}, "method echo.Echo.Say has a handler that Unary did not make"},
-		{"other messages", Methods{"Say": Unary(func(context.Context, *discoverypb.Void) (*pair, error) { return nil, nil })},
-			"method echo.Echo.Say takes swarming.v2.StringListPair and returns swarming.v2.StringListPair, its handler discovery.Void and swarming.v2.StringListPair"},
+		{
+			"other messages",
+			Methods{"Say": Unary(func(context.Context, *discoverypb.Void) (*pair, error) { return nil, nil })},
+			"method echo.Echo.Say takes swarming.v2.StringListPair and returns swarming.v2.StringListPair, its handler discovery.Void and swarming.v2.StringListPair",
+		},
 		{"complete", Methods{"Say": say}, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -12,8 +12,12 @@ var timeoutUnits = []struct {
 	letter byte
 	unit   time.Duration
 }{
-	{'H', time.Hour}, {'M', time.Minute}, {'S', time.Second},
-	{'m', time.Millisecond}, {'u', time.Microsecond}, {'n', time.Nanosecond},
+	{'H', time.Hour},
+	{'M', time.Minute},
+	{'S', time.Second},
+	{'m', time.Millisecond},
+	{'u', time.Microsecond},
+	{'n', time.Nanosecond},
 }
 
 // maxTimeoutCount is the largest number that clients write before the unit.
@@ -34,9 +38,9 @@ func parseTimeout(s string) (time.Duration, error) {
 		if u.letter != letter {
 			continue
 		}
-		n, err := strconv.ParseInt(digits, 10, 64)
-		if err != nil || n > math.MaxInt64/int64(u.unit) {
-			return math.MaxInt64, nil // all digits, so the only fault is its length
+		n, _ := strconv.ParseInt(digits, 10, 64) // it is all digits, so what does not fit gives the largest number
+		if n > math.MaxInt64/int64(u.unit) {
+			return math.MaxInt64, nil
 		}
 		return time.Duration(n) * u.unit, nil
 	}

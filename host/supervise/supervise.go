@@ -32,6 +32,9 @@ type Bot struct {
 	Dir string   // the bot's directory, absolute; no two bots share one
 	Env []string // the bot's whole environment, "K=V"
 
+	// Retired bots are not started: one that still runs is asked to drain.
+	Retired bool
+
 	// Prepare brings the bot's executable in Dir up to date and returns its
 	// path. It is called before each start.
 	Prepare func() (exe string, err error)
@@ -82,8 +85,9 @@ func New(bots []Bot, opts Options) *Supervisor {
 	return s
 }
 
-// Run keeps the bots alive. It returns nil when Drain or Stop was called and
-// all bots have ended. When ctx ends it returns at once and leaves the bots
+// Run keeps the bots alive. It returns nil when no bot is left to keep: all
+// have ended on request, by Drain or Stop or, each by itself, by a signal or a
+// termination task. When ctx ends it returns at once and leaves the bots
 // running.
 func (s *Supervisor) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
@@ -162,7 +166,7 @@ func (k *keeper) keep(ctx context.Context) {
 		switch {
 		case err == nil && p != nil:
 			log.InfoContext(ctx, "bot adopted", "pid", p.pid())
-		case err == nil && k.s.isEnding() > keeping:
+		case err == nil && (k.Retired || k.s.isEnding() > keeping):
 			return
 		case err == nil:
 			if p, err = k.start(); err == nil {
@@ -182,7 +186,7 @@ func (k *keeper) keep(ctx context.Context) {
 		switch {
 		case err != nil: // ctx ended, the bot goes on
 			return
-		case k.s.isEnding() > keeping:
+		case k.Retired || k.s.isEnding() > keeping:
 			log.InfoContext(ctx, "bot ended")
 			return
 		case clean:
@@ -221,7 +225,11 @@ func (k *keeper) watch(ctx context.Context, p process) (clean bool, err error) {
 	k.mu.Lock()
 	k.proc = p
 	k.mu.Unlock()
-	if how := k.s.isEnding(); how > keeping { // asked for before it was visible
+	how := k.s.isEnding()
+	if k.Retired {
+		how = max(how, draining)
+	}
+	if how > keeping { // asked for before it was visible
 		k.signal(how)
 	}
 	defer func() {

@@ -1,0 +1,267 @@
+// Package bot is one bot: it shakes hands with its server, polls for work,
+// hands each task to a runner, and reports what goes wrong. It ends by being
+// drained, stopped or terminated (decisions.md 1, 2).
+//
+// The package starts no process itself and knows no command line; botcli wires
+// it. spec bot.md §1.9, §8.4.
+package bot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/backoff"
+	"github.com/skepdev/skep/runner"
+)
+
+// Runner runs tasks, one at a time. *runner.Starter is one.
+type Runner interface {
+	Prepare(context.Context) error // makes the next Run start sooner
+	Run(context.Context, runner.Job) (runner.Summary, error)
+	Close() error   // ends what Prepare started
+	Method() string // how a task's processes are held together
+}
+
+// Machine says what the bot runs on. *platform.Platform is one.
+type Machine interface {
+	Dimensions() map[string][]string // a new map at each call
+	State() map[string]any           // a new map at each call
+	Ready() <-chan struct{}          // closed when both are complete
+}
+
+// Config is what a bot is made of.
+type Config struct {
+	ID      string
+	Dir     string // bot directory, absolute
+	Version string // digest of the bot's code, what the server compares
+	Server  string // base URL
+	Client  *botapi.Client
+	Headers func() map[string]string // authentication headers for a task's calls; nil = none
+	RootCAs []byte                   // PEM, for a task's calls; nil = the system's
+	Runner  Runner
+	Machine Machine
+
+	Wait       time.Duration // how long the server may hold a poll; 0 = 50 s, negative = not at all
+	StartAhead bool          // prepare the next run while idle
+
+	// Restart replaces this process by a new one of the same code. It returns
+	// only when that did not work; nil = it cannot be done.
+	Restart func(reason string) error
+	// Reboot restarts the host and waits until that happens. It returns only
+	// when it did not happen, or ctx ended; nil = this bot must not.
+	Reboot func(ctx context.Context, reason string) error
+	// Clean makes the bot's directory tidy, once, after the first handshake; nil
+	// = nothing to do. Each error becomes an event.
+	Clean func() []error
+
+	Log *slog.Logger
+	Now func() time.Time // nil = time.Now
+}
+
+// Bot is one bot. Drain, Stop and Status may be called from any goroutine.
+type Bot struct {
+	cfg     Config
+	log     *slog.Logger
+	session string // identity of this process, spec bot.md §2.6
+	out     *outbox
+
+	idle      context.Context // ends when no new work may be taken
+	stopIdle  context.CancelFunc
+	hard      context.Context // ends when work in hand must end too
+	stopHard  context.CancelFunc
+	preparing chan struct{} // closed when the last Prepare returned; nil before the first
+	pollErrs  backoff.Exponential
+	rush      backoff.Exponential // for servers that neither wait nor let us sleep
+	badCmds   backoff.Exponential
+
+	mu       sync.Mutex
+	assigned map[string][]string // dimensions that the server sets
+	hooks    hooksID
+	streak   int    // idle polls in a row
+	illness  string // quarantine until restart
+	draining string // why no new work is taken, "" while it is
+	task     string // run id in hand
+	lastGood map[string][]string
+	polled   time.Time // last answered poll
+}
+
+type hooksID struct {
+	Name     string `json:"name"`
+	Revision string `json:"revision"`
+}
+
+// errComplete ends a poll that was sent before the machine was fully known.
+var errComplete = errors.New("the machine's dimensions are complete now")
+
+// New returns a bot that has done nothing yet.
+func New(cfg Config) *Bot {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Wait == 0 {
+		cfg.Wait = 50 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	b := &Bot{
+		cfg: cfg, log: cfg.Log, session: newSession(),
+		pollErrs: backoff.Exponential{Min: 100 * time.Millisecond, Max: 20 * time.Second},
+		rush:     backoff.Exponential{Min: 20 * time.Millisecond, Max: 5 * time.Second},
+		badCmds:  backoff.Exponential{Min: time.Second, Max: 5 * time.Minute},
+	}
+	b.hard, b.stopHard = context.WithCancel(context.Background())
+	b.idle, b.stopIdle = context.WithCancel(b.hard)
+	b.out = newOutbox(b)
+	return b
+}
+
+// newSession is unique for this process. spec bot.md §1.9.
+func newSession() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return fmt.Sprintf("%s/%d", hex.EncodeToString(b[:]), os.Getpid())
+}
+
+// newUUID returns a random UUID in its canonical form.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// Drain takes no new work; Run returns when the task in hand is over. why is
+// told to the server. Repeating it does nothing.
+func (b *Bot) Drain(why string) {
+	b.mu.Lock()
+	if b.draining == "" {
+		b.draining = why
+		b.log.Info("draining", "reason", why)
+	}
+	b.mu.Unlock()
+	b.stopIdle()
+}
+
+// Stop ends the task in hand, which then is BOT_DIED, and the bot.
+func (b *Bot) Stop(why string) {
+	b.Drain(why)
+	b.log.Info("stopping", "reason", why)
+	b.stopHard()
+}
+
+// Run is the bot's whole life. It returns nil after a drain, a stop (also by
+// ctx) or a termination, and leaves no goroutine or process behind.
+func (b *Bot) Run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { b.Stop("the bot's program ends") })()
+	defer b.stopHard()
+	defer b.closeRunner()
+	if err := b.handshake(); err != nil {
+		return nil //nolint:nilerr // told to end before it began
+	}
+	b.clean()
+	sending, stopSending := context.WithCancel(b.hard)
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		b.out.run(sending)
+	}()
+	for b.idle.Err() == nil {
+		b.survive(b.step)
+	}
+	stopSending()
+	<-sent
+	b.leave(b.endReason())
+	return nil
+}
+
+func (b *Bot) endReason() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining == "" {
+		return "the bot ends"
+	}
+	return b.draining
+}
+
+func (b *Bot) closeRunner() {
+	b.waitPrepared()
+	if err := b.cfg.Runner.Close(); err != nil {
+		b.log.Warn("the prepared runner did not end", "err", err)
+	}
+}
+
+func (b *Bot) clean() {
+	if b.cfg.Clean == nil {
+		return
+	}
+	for _, err := range b.cfg.Clean() {
+		b.Error(err.Error())
+	}
+}
+
+// Error reports text as a bot_error event; the same text at most once per 10
+// minutes. spec bot.md §8.7.
+func (b *Bot) Error(text string) { b.out.post(botapi.EventError, text) }
+
+// attributes is what the bot says of itself now.
+func (b *Bot) attributes() botapi.Attributes {
+	state := b.cfg.Machine.State()
+	dims := b.cfg.Machine.Dimensions()
+	dims["id"] = []string{b.cfg.ID}
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.hooks.Name != "" {
+		dims["bot_config"] = []string{b.hooks.Name}
+	}
+	maps.Copy(dims, b.assigned)
+	if err := skep.Dimensions(dims).Validate(); err != nil {
+		state["quarantined"] = "dimensions: " + err.Error()
+		if b.lastGood != nil {
+			dims = b.lastGood
+		}
+	} else {
+		b.lastGood = dims
+	}
+	state["bot_config"] = b.hooks
+	state["sleep_streak"] = b.streak
+	if b.illness != "" {
+		state["quarantined"] = b.illness
+	}
+	if b.draining != "" {
+		state["maintenance"] = "draining: " + b.draining
+	}
+	b.addOurs(state)
+	data, err := json.Marshal(state)
+	if err != nil {
+		// A hook's value that JSON cannot hold must not silence the bot.
+		data, _ = json.Marshal(map[string]any{
+			"quarantined": "state: " + err.Error(), "sleep_streak": b.streak, "running_time": state["running_time"],
+		})
+	}
+	return botapi.Attributes{Dimensions: dims, State: data, Version: b.cfg.Version}
+}
+
+// Attributes is what `skep-bot attributes` prints.
+func (b *Bot) Attributes() botapi.Attributes { return b.attributes() }
+
+func (b *Bot) fallIll(reason string) {
+	b.mu.Lock()
+	b.illness = reason
+	b.mu.Unlock()
+	b.Error(reason)
+}

@@ -1,0 +1,142 @@
+package bot
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/backoff"
+)
+
+// Limits of the outbox.
+const (
+	maxEvents     = 64               // waiting; the oldest is dropped for a new one
+	maxEventText  = 16 << 10         // bytes
+	repeatErrors  = 10 * time.Minute // spec bot.md §8.7
+	maxRemembered = 256              // error texts, for the rule above
+)
+
+// outbox holds events until the server has them, in order: an error that
+// happens during an outage is exactly one that people want to see.
+type outbox struct {
+	bot  *Bot
+	wake chan struct{} // has room for one hint
+
+	mu      sync.Mutex
+	waiting []event
+	said    map[string]time.Time // error text → when
+	dropped int
+}
+
+type event struct{ kind, text, uuid string }
+
+func newOutbox(b *Bot) *outbox {
+	return &outbox{bot: b, wake: make(chan struct{}, 1), said: map[string]time.Time{}}
+}
+
+func (o *outbox) post(kind, text string) {
+	if len(text) > maxEventText {
+		text = text[:maxEventText] + "…"
+	}
+	o.bot.log.Error("event", "event", kind, "message", text)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if kind == botapi.EventError && !o.isNew(text) {
+		return
+	}
+	if len(o.waiting) >= maxEvents {
+		o.waiting = o.waiting[1:]
+		o.dropped++
+	}
+	o.waiting = append(o.waiting, event{kind, text, newUUID()})
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) isNew(text string) bool {
+	now := o.bot.cfg.Now()
+	if t, ok := o.said[text]; ok && now.Sub(t) < repeatErrors {
+		return false
+	}
+	if len(o.said) >= maxRemembered {
+		clear(o.said)
+	}
+	o.said[text] = now
+	return true
+}
+
+func (o *outbox) len() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.waiting)
+}
+
+// run sends events until ctx ends.
+func (o *outbox) run(ctx context.Context) {
+	for {
+		o.flush(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.wake:
+		}
+	}
+}
+
+// flush sends what waits, and returns when nothing does or ctx ends.
+func (o *outbox) flush(ctx context.Context) {
+	var pause backoff.Exponential
+	refused := 0
+	for ctx.Err() == nil {
+		e, ok := o.first()
+		if !ok {
+			return
+		}
+		err := o.bot.send(ctx, e)
+		switch {
+		case err == nil:
+			pause.Reset()
+			refused = 0
+			o.remove(e)
+			continue
+		case ctx.Err() != nil:
+			return
+		case botapi.IsTransient(err):
+		case botapi.StatusOf(err) == http.StatusUnauthorized && refused < 5:
+			refused++ // the loop may be about to shake hands anew
+		default:
+			o.bot.log.Warn("event refused", "event", e.kind, "err", err)
+			o.remove(e)
+			continue
+		}
+		_ = pause.Sleep(ctx, retryAfter(err))
+	}
+}
+
+func (o *outbox) first() (event, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.waiting) == 0 {
+		return event{}, false
+	}
+	return o.waiting[0], true
+}
+
+// remove drops e, which may have been dropped for newer ones meanwhile.
+func (o *outbox) remove(e event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.waiting) > 0 && o.waiting[0] == e {
+		o.waiting = o.waiting[1:]
+	}
+}
+
+func (b *Bot) send(ctx context.Context, e event) error {
+	return b.cfg.Client.Event(ctx, &botapi.EventRequest{
+		Attributes: b.attributes(), Event: e.kind, Message: e.text, RequestUUID: e.uuid,
+	})
+}

@@ -1,0 +1,165 @@
+package bot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/backoff"
+	"github.com/skepdev/skep/runner"
+)
+
+// errHung ends a run whose own time limits did not.
+var errHung = errors.New("task_runner hung: it did not end within the last-ditch timeout")
+
+// runTask runs one task to its end and makes sure that the server knows the
+// end. spec bot.md §3.2.
+func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
+	received := b.cfg.Now()
+	if m == nil {
+		b.refuseManifest(raw)
+		return
+	}
+	b.setTask(m.TaskID)
+	defer b.setTask("")
+	ctx, cancel := b.hard, context.CancelFunc(func() {})
+	if limit := lastDitch(m); limit > 0 {
+		ctx, cancel = context.WithTimeoutCause(b.hard, limit, errHung)
+	}
+	defer cancel()
+	b.waitPrepared()
+	log := b.log.With("task", m.TaskID)
+	log.Info("task begins")
+	sum, err := b.runSafely(ctx, runner.Job{
+		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
+		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: b.costHour(), ReceivedAt: received,
+		CookieDir: "w",
+	})
+	b.cfg.Client.SetSession(sum.Session)
+	log.Info("task ends", "took", b.cfg.Now().Sub(received), "err", err, "internal_error", sum.InternalError)
+	if text := b.failure(ctx, sum, err); text != "" {
+		if !sum.InternalErrorReported {
+			b.taskError(m.TaskID, text)
+		}
+		if b.hard.Err() == nil {
+			b.Error(fmt.Sprintf("task %s: %s", m.TaskID, text))
+		}
+	}
+}
+
+// failure says why the run, not the command, failed; "" if it did not.
+func (b *Bot) failure(ctx context.Context, sum runner.Summary, err error) string {
+	switch {
+	case sum.InternalError == "" && err == nil:
+		return ""
+	case b.hard.Err() != nil && !sum.InternalErrorReported:
+		return "the bot was stopped while the task ran: " + b.endReason()
+	case context.Cause(ctx) == errHung: //nolint:errorlint // our own value
+		return errHung.Error()
+	case sum.InternalError != "":
+		return sum.InternalError
+	}
+	return err.Error()
+}
+
+// runSafely lets nothing that goes wrong in this process leave a task without
+// an end.
+func (b *Bot) runSafely(ctx context.Context, job runner.Job) (sum runner.Summary, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.log.Error("panic", "err", r, "stack", string(debug.Stack()))
+			err = errors.New(panicText(r, debug.Stack()))
+		}
+	}()
+	return b.cfg.Runner.Run(ctx, job)
+}
+
+// refuseManifest ends a task whose manifest cannot be read, as far as it says
+// which task it is.
+func (b *Bot) refuseManifest(raw json.RawMessage) {
+	var m botapi.Manifest
+	text := "the manifest has no task_id"
+	if err := json.Unmarshal(raw, &m); err != nil {
+		text = "the manifest is malformed: " + err.Error()
+	}
+	if id := botapi.ManifestTask(raw); id != "" {
+		b.taskError(id, text)
+	}
+	b.Error(text)
+	_ = b.badCmds.Sleep(b.idle, 0)
+}
+
+// taskError tells the server that the task ended without a result. It is
+// repeated until the server has it, for a poll before would lose the reason;
+// a stopping bot tries for some seconds only.
+func (b *Bot) taskError(task, text string) {
+	b.log.Error("task failed internally", "task", task, "err", text)
+	ctx, cancel := b.patience(10 * time.Second)
+	defer cancel()
+	var pause backoff.Exponential
+	for {
+		err := b.cfg.Client.TaskError(ctx, &botapi.TaskErrorRequest{TaskID: task, Message: text, ClientError: noClientError})
+		if err == nil {
+			return
+		}
+		b.log.Warn("report the task's failure", "task", task, "err", err)
+		if !botapi.IsTransient(err) || pause.Sleep(ctx, retryAfter(err)) != nil {
+			return
+		}
+	}
+}
+
+// noClientError is what existing servers expect of an ordinary failure: two
+// empty lists. spec bot.md §2.11.
+var noClientError = &botapi.ClientError{MissingCAS: []botapi.MissingCAS{}, MissingCIPD: []botapi.CIPDPackage{}}
+
+// patience returns a context that lasts as long as the bot, and d longer.
+func (b *Bot) patience(d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(b.hard))
+	stop := context.AfterFunc(b.hard, func() {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
+// lastDitch is when bot_main ends a run that does not end itself; 0 = never.
+// spec bot.md §9.3.
+func lastDitch(m *botapi.Manifest) time.Duration {
+	if m.HardTimeout <= 0 {
+		return 0
+	}
+	const week = 7 * 24 * 3600 // more is no limit, and would overflow
+	secs := min(m.HardTimeout, week) + 3*min(max(m.GracePeriod, 30), week) + min(max(m.IOTimeout, 1200), week)
+	return time.Duration(secs) * time.Second
+}
+
+func (b *Bot) headers() map[string]string {
+	if b.cfg.Headers == nil {
+		return nil
+	}
+	return b.cfg.Headers()
+}
+
+func (b *Bot) costHour() float64 {
+	c, _ := b.cfg.Machine.State()["cost_usd_hour"].(float64)
+	return c
+}
+
+func (b *Bot) setTask(id string) {
+	b.mu.Lock()
+	b.task = id
+	b.mu.Unlock()
+}

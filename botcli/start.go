@@ -1,0 +1,252 @@
+package botcli
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/bot"
+	"github.com/skepdev/skep/bot/code"
+	"github.com/skepdev/skep/bot/platform"
+	"github.com/skepdev/skep/internal/logfile"
+	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/runner"
+)
+
+// Environment of start_bot. None of these reach a task.
+const (
+	envBotID      = "SWARMING_BOT_ID"  // overrides the bot id
+	envToken      = "SKEP_BOT_TOKEN"   // the bot's credential
+	envReboot     = "SKEP_REBOOT"      // "none" = never restart the host
+	envStartAhead = "SKEP_START_AHEAD" // "0" = start each task's processes only when it comes
+	envLockFD     = "SKEP_LOCK_FD"     // (internal) the lock, kept over an exec
+)
+
+// site is one bot's place: its executable and what it brings.
+type site struct {
+	exe    string // absolute
+	dir    string // bot directory: the executable's
+	config code.Config
+}
+
+// openSite finds the executable, enters its directory and reads its
+// configuration. spec bot.md §1.2.
+func openSite() (*site, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		return nil, err
+	}
+	s := &site{exe: exe, dir: filepath.Dir(exe)}
+	if s.config, err = code.Read(exe); err != nil {
+		return nil, err
+	}
+	return s, os.Chdir(s.dir)
+}
+
+// startSlave is start_bot once there are hooks to set the machine up with; a
+// bot without them needs no setting up. spec bot.md §1.3.
+func startSlave(e Env) int {
+	e.Args = slices.DeleteFunc(e.Args, func(a string) bool { return a == "--survive" })
+	return startBot(e)
+}
+
+func startBot(e Env) int {
+	s, err := openSite()
+	if err != nil {
+		return fail(e, err)
+	}
+	lock, err := s.occupy()
+	if err != nil {
+		return fail(e, err)
+	}
+	if err := s.enterSlot(lock); err != nil {
+		return fail(e, err)
+	}
+	code, err := s.run(e, lock)
+	if err != nil {
+		return fail(e, err)
+	}
+	return code
+}
+
+// occupy makes the directory this bot's, or says why it cannot be.
+func (s *site) occupy() (*bot.Lock, error) {
+	if v := os.Getenv(envLockFD); v != "" {
+		os.Unsetenv(envLockFD)
+		if fd, err := strconv.ParseUint(v, 10, 31); err == nil {
+			if lock, err := bot.AdoptLock(uintptr(fd)); err == nil {
+				return lock, nil
+			}
+		}
+	}
+	if err := bot.CheckDir(s.dir); err != nil {
+		return nil, err
+	}
+	lock, err := bot.TakeLock(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	return lock, bot.MarkDir(s.dir)
+}
+
+func (s *site) run(e Env, lock *bot.Lock) (int, error) {
+	debug.SetGCPercent(40)
+	logs, err := logfile.Open(filepath.Join(s.dir, "logs", "swarming_bot.log"))
+	if err != nil {
+		return 0, err
+	}
+	defer logs.Close()
+	log := slog.New(logfile.Tee(logfile.NewHandler(logs, slog.LevelDebug), logfile.NewHandler(e.Stderr, slog.LevelError)))
+	token := takeToken(log)
+
+	b, err := s.newBot(log, token, func(reason string) error { return s.restart(log, lock, token, reason) })
+	if err != nil {
+		log.Error("cannot start", "err", err)
+		return 1, nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	b.HandleSignals(ctx)
+	if err := b.OpenDoor(ctx); err != nil {
+		log.Warn("skep-bot shell will not find this bot", "err", err)
+	}
+	if stray := strayArgs(e.Args); len(stray) > 0 {
+		b.Error(fmt.Sprintf("unexpected arguments %q were ignored", stray))
+	}
+	go trimMemory(ctx)
+	err = b.Run(ctx)
+	_ = os.Remove(bot.SocketFile)
+	return 0, err
+}
+
+// takeToken makes this process closed to others and takes the credential out of
+// its environment, before anything is started. decisions.md 9, 11.
+func takeToken(log *slog.Logger) string {
+	if err := bot.HideProcess(); err != nil {
+		log.Warn("this process stays visible to its user's other processes", "err", err)
+	}
+	token, err := bot.TakeSecret(envToken)
+	if err != nil {
+		log.Error("the credential stays visible in /proc", "err", err)
+	}
+	return token
+}
+
+// newBot wires a bot for this site.
+func (s *site) newBot(log *slog.Logger, token string, restart func(string) error) (*bot.Bot, error) {
+	id := botID()
+	setEnvironment(id)
+	version := make(chan string, 1)
+	go func() {
+		v, err := code.Version(s.exe)
+		if err != nil {
+			log.Error("the bot's digest is unknown", "err", err)
+		}
+		version <- v
+	}()
+	machine := platform.New(context.Background(), platform.Options{BotID: id, Dir: s.dir, Output: output})
+	if err := runner.Recover(s.dir, log); err != nil {
+		log.Warn("recover from the last run", "err", err)
+	}
+	headers := func() map[string]string {
+		if token == "" {
+			return nil
+		}
+		return map[string]string{"Authorization": "Bearer " + token}
+	}
+	roots, err := s.roots()
+	if err != nil {
+		return nil, err
+	}
+	client, err := botapi.NewClient(botapi.Options{
+		Server: s.config.Server, BotID: id, Dir: s.dir, Headers: headers, RootCAs: roots, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg := bot.Config{
+		ID: id, Dir: s.dir, Version: <-version, Server: s.config.Server, Client: client, Headers: headers,
+		RootCAs: []byte(s.config.TLSCA), Machine: machine,
+		Runner:     runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log}),
+		StartAhead: os.Getenv(envStartAhead) != "0",
+		Restart:    restart,
+		Clean:      func() []error { return bot.CleanDir(s.dir) },
+		Log:        log,
+	}
+	if s.mayReboot() {
+		cfg.Reboot = (&bot.Host{Output: output, Log: log}).Reboot
+	}
+	return bot.New(cfg), nil
+}
+
+func (s *site) mayReboot() bool {
+	return s.config.Reboot != "none" && os.Getenv(envReboot) != "none"
+}
+
+// roots are the certificates that may vouch for the server; nil = the system's.
+func (s *site) roots() (*x509.CertPool, error) {
+	if s.config.TLSCA == "" {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(s.config.TLSCA)) {
+		return nil, skep.Invalidf("tls_ca", "holds no certificate")
+	}
+	return pool, nil
+}
+
+// botID is SWARMING_BOT_ID or the short host name. spec bot.md §7.1, row B1.
+func botID() string {
+	if id := os.Getenv(envBotID); id != "" {
+		return id
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		return "localhost"
+	}
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	return host
+}
+
+// setEnvironment sets what helpers look at. spec bot.md §1.4.
+func setEnvironment(id string) {
+	os.Setenv("SWARMING_HEADLESS", "1")
+	os.Setenv(envBotID, id)
+	os.Unsetenv("SWARMING_SERVER")
+	os.Unsetenv("SWARMING_TASK_ID")
+}
+
+// output runs a helper program; a failed one's error holds what it complained
+// about.
+func output(ctx context.Context, name string, args ...string) ([]byte, error) {
+	return proc.Output(ctx, nil, name, args...)
+}
+
+// strayArgs are arguments of start_bot that mean nothing. spec bot.md §1.3.
+func strayArgs(args []string) []string {
+	return slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "--test-mode" })
+}
+
+// trimMemory gives back what starting took: an idle bot should cost little.
+func trimMemory(ctx context.Context) {
+	t := time.NewTimer(2 * time.Second)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+		debug.FreeOSMemory()
+	}
+}

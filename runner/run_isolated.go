@@ -1,0 +1,420 @@
+package runner
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// initFlag makes run_isolated the PID 1 of a task's namespace.
+const initFlag = "--init"
+
+// RunIsolatedMain is the subcommand run_isolated. It waits on standard input
+// for one job, prepares it, and on a second word runs the command. It exits 0
+// whatever the command returned, and 1 after a failure of its own.
+// spec bot.md §5.
+func RunIsolatedMain(args []string) int {
+	if slices.Contains(args, initFlag) {
+		return proc.InitMain()
+	}
+	proc.CloseOnExec(isolatedNewsFD, isolatedLifeFD)
+	proc.Undumpable()
+	debug.SetGCPercent(50)
+	term := make(chan os.Signal, 8)
+	signal.Notify(term, stopSignals...)
+	debug.FreeOSMemory()
+
+	words := json.NewDecoder(os.Stdin)
+	var job isolatedJob
+	if err := words.Decode(&job); err != nil {
+		if errors.Is(err, io.EOF) {
+			return 0 // not needed
+		}
+		fmt.Fprintln(os.Stderr, "run_isolated: the job does not decode:", err)
+		return 1
+	}
+	log, closeLog := openLog(filepath.Join(job.BotDir, "logs", "run_isolated.log"))
+	defer closeLog()
+	r := &isolatedRun{job: job, log: log, output: os.NewFile(isolatedOutputFD, "output"),
+		start: make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2)}
+	go r.listen(words)
+	go func() {
+		for range term {
+			r.requestStop()
+		}
+	}()
+	if runtime.GOOS != "windows" {
+		r.news = os.NewFile(isolatedNewsFD, "news")
+		go func() {
+			_, _ = os.NewFile(isolatedLifeFD, "life").Read(make([]byte, 1))
+			r.parentGone <- struct{}{}
+		}()
+	}
+	return r.run()
+}
+
+// isolatedRun is one job of run_isolated.
+type isolatedRun struct {
+	job    isolatedJob
+	log    *slog.Logger
+	output *os.File // the task's standard output and error
+	news   *os.File // to task_runner; nil where there is none
+
+	start      chan struct{} // closed on the word to start
+	stop       chan struct{} // capacity 1
+	parentGone chan struct{} // task_runner or bot_main died
+
+	dirs dirs
+	res  result
+}
+
+func (r *isolatedRun) listen(words *json.Decoder) {
+	started := false
+	for {
+		var w isolatedWord
+		if words.Decode(&w) != nil {
+			r.parentGone <- struct{}{}
+			return
+		}
+		if w.Go && !started {
+			started = true
+			close(r.start)
+		}
+		if w.Stop {
+			r.requestStop()
+		}
+	}
+}
+
+func (r *isolatedRun) requestStop() {
+	select {
+	case r.stop <- struct{}{}:
+	default:
+	}
+}
+
+func (r *isolatedRun) run() int {
+	r.res.InternalFailure = text("run_isolated ended before the task did")
+	if err := writeResult(r.job.Dir, &r.res); err != nil {
+		r.log.Error("result not written", "task", r.job.TaskID, "err", err)
+		return 1
+	}
+	err := r.prepare()
+	if err == nil {
+		err = r.command()
+	}
+	r.cleanup()
+	r.res.InternalFailure = nil
+	if err != nil {
+		r.log.Error("task not run", "task", r.job.TaskID, "err", err)
+		r.res.InternalFailure = text(err.Error())
+	}
+	if werr := writeResult(r.job.Dir, &r.res); werr != nil {
+		r.log.Error("result not written", "task", r.job.TaskID, "err", werr)
+		return 1
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+func text(s string) *string { return &s }
+
+func seconds(since time.Time) float64 { return time.Since(since).Seconds() }
+
+// prepare makes the directories and files of the run. spec bot.md §5.2.
+func (r *isolatedRun) prepare() error {
+	j, d := &r.job, &r.dirs
+	d.run = filepath.Join(j.Dir, "ir")
+	if err := removeTree(d.run); err != nil {
+		return err
+	}
+	if err := os.Mkdir(d.run, 0o700); err != nil {
+		return err
+	}
+	var err error
+	if d.out, err = os.MkdirTemp(j.Dir, "io"); err != nil {
+		return err
+	}
+	if d.temp, err = os.MkdirTemp(j.Dir, "it"); err != nil {
+		return err
+	}
+	if j.User != nil {
+		d.home = filepath.Join(d.temp, "home")
+		if err := os.Mkdir(d.home, 0o700); err != nil {
+			return err
+		}
+	}
+	d.botFile = filepath.Join(d.temp, "bot_file.json")
+	if err := os.WriteFile(d.botFile, j.BotFile, 0o600); err != nil {
+		return err
+	}
+	if len(j.Agent) > 0 {
+		d.agent = filepath.Join(d.temp, "bb_agent_ctx.json")
+		if err := os.WriteFile(d.agent, j.Agent, 0o600); err != nil {
+			return err
+		}
+	}
+	d.context = filepath.Join(d.temp, "luci_ctx."+filepath.Base(d.temp)[2:]+".json")
+	r.res.Stats.TrimCaches = &botapi.OperationStats{}
+	r.res.Stats.Isolated = &botapi.IsolatedStats{}
+	return r.own(d.run, d.out, d.temp, d.home, d.botFile, d.agent)
+}
+
+// own gives paths to the task's user; "" is skipped.
+func (r *isolatedRun) own(paths ...string) error {
+	if r.job.User == nil {
+		return nil
+	}
+	for _, p := range paths {
+		if p == "" {
+			continue
+		}
+		if err := os.Lchown(p, int(r.job.User.UID), int(r.job.User.GID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// command runs the task's command. What is the task's own fault becomes exit
+// code 1 and a text in its output; the error is ours.
+func (r *isolatedRun) command() error {
+	j := &r.job
+	if len(j.Command) == 0 {
+		return r.refuse("the task has no command")
+	}
+	if err := r.workDir(); err != nil {
+		return r.refuse(fmt.Sprintf("the task's relative_cwd %q cannot be used: %v", j.RelativeCwd, err))
+	}
+	install := time.Now()
+	caches, err := r.installCaches()
+	r.res.Stats.NamedCaches = &botapi.CachesStats{Install: botapi.OperationStats{Duration: seconds(install)}}
+	defer func() {
+		uninstall := time.Now()
+		r.uninstallCaches(caches)
+		r.res.Stats.NamedCaches.Uninstall.Duration = seconds(uninstall)
+	}()
+	if err != nil {
+		return err
+	}
+	env := taskEnviron(j, r.dirs)
+	argv := r.dirs.command(j.Command, j.TaskID)
+
+	select { // the server must know of the task before it runs
+	case <-r.start:
+	case <-r.parentGone:
+		return errors.New("the bot's process is gone")
+	}
+	select {
+	case <-r.stop:
+		code := int64(-1)
+		r.res.ExitCode, r.res.Duration = &code, new(float64)
+		return nil
+	default:
+	}
+	// The PATH of the task's own environment counts, not ours.
+	path, err := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"))
+	if err != nil {
+		return r.refuse(fmt.Sprintf("cannot start %q: %v", argv[0], err))
+	}
+	if err := r.writeContext(); err != nil {
+		return err
+	}
+	cmd := &proc.Cmd{Path: path, Args: argv, Env: env, Dir: r.dirs.cwd, User: j.User, Files: []*os.File{nil, r.output, r.output}}
+	if j.Hide != "" {
+		cmd.View = &proc.View{Hide: j.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
+	}
+	if j.Place.Method == proc.MethodPIDNS || j.Place.Hidden {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		j.Place.Init = []string{exe, "run_isolated", initFlag}
+	}
+	began := time.Now()
+	p, err := j.Place.Start(cmd)
+	if err != nil {
+		if isTaskFault(err) {
+			return r.refuse(fmt.Sprintf("cannot start %q: %v", path, err))
+		}
+		return fmt.Errorf("start the command: %w", err)
+	}
+	if r.news != nil {
+		_ = json.NewEncoder(r.news).Encode(isolatedNews{Started: p.Started})
+	}
+	r.log.Info("command started", "task", j.TaskID, "pid", p.Pid)
+	r.attend(p)
+	status := p.Wait()
+	elapsed := status.Ended.Sub(began).Seconds()
+	code := int64(status.Code)
+	r.res.ExitCode, r.res.Duration = &code, &elapsed
+	r.sweep()
+	r.log.Info("command ended", "task", j.TaskID, "exit_code", code, "took", status.Ended.Sub(began))
+	return nil
+}
+
+// refuse ends the task before its command runs: exit code 1, and the reason
+// where its user looks for it.
+func (r *isolatedRun) refuse(why string) error {
+	fmt.Fprintln(r.output, why)
+	code := int64(1)
+	r.res.ExitCode, r.res.Duration = &code, new(float64)
+	return nil
+}
+
+// workDir makes the command's directory below ir and never leaves it: a link
+// inside cannot lead out.
+func (r *isolatedRun) workDir() error {
+	root, err := os.OpenRoot(r.dirs.run)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	rel := filepath.Clean(filepath.FromSlash(r.job.RelativeCwd))
+	if r.job.RelativeCwd == "" {
+		rel = "."
+	}
+	if !filepath.IsLocal(rel) {
+		return errors.New("it leaves the run directory")
+	}
+	if err := makeDirs(root, rel, r.own1(root)); err != nil {
+		return err
+	}
+	r.dirs.cwd = filepath.Join(r.dirs.run, rel)
+	return nil
+}
+
+// own1 is own for a path below root.
+func (r *isolatedRun) own1(root *os.Root) func(string) error {
+	return func(rel string) error {
+		if r.job.User == nil {
+			return nil
+		}
+		return root.Lchown(rel, int(r.job.User.UID), int(r.job.User.GID))
+	}
+}
+
+// makeDirs makes rel and its parents below root; made is called for each new
+// one.
+func makeDirs(root *os.Root, rel string, made func(string) error) error {
+	if rel == "." {
+		return nil
+	}
+	if err := makeDirs(root, filepath.Dir(rel), made); err != nil {
+		return err
+	}
+	switch err := root.Mkdir(rel, 0o700); {
+	case err == nil:
+		return made(rel)
+	case errors.Is(err, os.ErrExist):
+		fi, err := root.Stat(rel)
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return fmt.Errorf("%s is not a directory", rel)
+		}
+		return nil
+	default:
+		return err
+	}
+}
+
+// writeContext writes the task's LUCI_CONTEXT, whose deadline counts from now.
+func (r *isolatedRun) writeContext() error {
+	j := &r.job
+	ctx := j.Context
+	if ctx == nil {
+		ctx = map[string]json.RawMessage{}
+	}
+	d := deadline{GracePeriod: float64(j.GracePeriod)}
+	if j.HardTimeout > 0 {
+		d.SoftDeadline = float64(time.Now().UnixMicro())/1e6 + float64(j.HardTimeout)
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	ctx["deadline"] = b
+	if b, err = json.Marshal(ctx); err != nil {
+		return err
+	}
+	if err := os.WriteFile(r.dirs.context, b, 0o600); err != nil {
+		return err
+	}
+	return r.own(r.dirs.context)
+}
+
+// attend waits for the command and ends it when its time is over, when it is
+// told to, or when our parents are gone.
+func (r *isolatedRun) attend(p *proc.Process) {
+	var hard, grace <-chan time.Time
+	if r.job.HardTimeout > 0 {
+		hard = time.After(time.Duration(r.job.HardTimeout) * time.Second)
+	}
+	terminate := func() {
+		if grace != nil {
+			return // it has been told
+		}
+		if r.job.GracePeriod > 0 {
+			_ = p.Terminate()
+		}
+		grace = time.After(time.Duration(r.job.GracePeriod) * time.Second)
+	}
+	for {
+		select {
+		case <-p.Done():
+			return
+		case <-hard:
+			r.res.HadHardTimeout = true
+			r.log.Info("hard timeout", "task", r.job.TaskID)
+			terminate()
+		case <-r.stop:
+			r.log.Info("told to stop", "task", r.job.TaskID)
+			terminate()
+		case <-grace:
+			_ = p.Kill()
+			_ = r.job.Place.Kill(sweepLimit)
+		case <-r.parentGone:
+			// Nobody is left to report to.
+			_ = p.Kill()
+			r.sweep()
+			os.Exit(1)
+		}
+	}
+}
+
+// sweep ends what the command left behind.
+func (r *isolatedRun) sweep() {
+	if err := errors.Join(r.job.Place.Kill(sweepLimit), proc.SweepChildren(sweepLimit)); err != nil {
+		r.log.Error("processes of the task survive", "task", r.job.TaskID, "err", err)
+	}
+}
+
+// cleanup removes the run's directories.
+func (r *isolatedRun) cleanup() {
+	began := time.Now()
+	for _, dir := range []string{r.dirs.run, r.dirs.temp, r.dirs.out} {
+		if dir == "" {
+			continue
+		}
+		if err := removeTree(dir); err != nil {
+			r.log.Error("directory not removed", "task", r.job.TaskID, "dir", dir, "err", err)
+		}
+	}
+	r.res.Stats.Cleanup = &botapi.OperationStats{Duration: seconds(began)}
+}

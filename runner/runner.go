@@ -1,0 +1,83 @@
+// Package runner runs one task at a time on a bot's machine: it starts
+// task_runner, which talks to the server, which starts run_isolated, which
+// prepares directories and environment and starts the task. All three are
+// processes of the bot's one executable, so that each can end what the other
+// left when it is killed.
+//
+//	bot_main      Starter           prepares w/, records the task's cgroup, sweeps
+//	task_runner   TaskRunnerMain    updates, output, cancel, I/O timeout
+//	run_isolated  RunIsolatedMain   directories, environment, hard timeout, containment
+//
+// Every level reads a pipe that its parent never closes while it lives. Its
+// end means that the parent was killed, and ends everything below at once.
+//
+// Source: spec bot.md §1, §4, §5, §9; decisions.md 4, 5, 11, 13, 17, 23.
+package runner
+
+import (
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// Config is what every task of a bot shares.
+type Config struct {
+	Exe    string // executable whose subcommands are task_runner and run_isolated; "" = this one
+	BotDir string // absolute; holds w, c and logs
+
+	// Containment forces how surviving processes are found: "cgroup2",
+	// "cgroup1", "pidns" or "subreaper"; "" = SKEP_CONTAINMENT, else the first
+	// that works.
+	Containment string
+
+	// Isolation "none" leaves tasks the bot's own rights; "" = the best that
+	// works. See Starter.Isolation.
+	Isolation string
+	TaskUser  *proc.User // whom tasks run as when the bot is root; nil = an unused pair of ids of our choice
+
+	Environ []string // the bot's environment, of which the allow-list is taken; nil = os.Environ()
+	EnvPass []string // further names let through to tasks (task.env_pass); a trailing * matches any rest
+	Log     *slog.Logger
+}
+
+// Job is one task to run.
+type Job struct {
+	Manifest    json.RawMessage   // as the server sent it; kept in w/task_runner_in.json
+	Server      string            // the bot's base URL
+	BotID       string            // who calls; used where the manifest names nobody
+	Session     string            // session token
+	Headers     map[string]string // authentication headers of the task's calls
+	RootCAs     []byte            // PEM, beside the system's roots; nil = the system's only
+	CostUSDHour float64
+	ReceivedAt  time.Time         // when the manifest came; zero = now
+	Env         map[string]string // what on_before_task set; "" removes
+	BotFile     []byte            // what on_before_task left for ${SWARMING_BOT_FILE}
+	CookieDir   string            // botapi.Options.Dir
+}
+
+// Summary is how a run went. It is written to w/task_runner_out.json too,
+// without the session. spec bot.md §4.9.
+type Summary struct {
+	ExitCode              *int64 `json:"exit_code"` // −1: canceled before it began; nil: unknown
+	HardTimeout           bool   `json:"hard_timeout"`
+	IOTimeout             bool   `json:"io_timeout"`
+	InternalError         string `json:"-"`                       // not the task's fault; "" = none
+	InternalErrorReported bool   `json:"internal_error_reported"` // the server has it: bot_main need not send task_error
+	Session               string `json:"-"`                       // the freshest token
+}
+
+// MarshalJSON writes version 3 of task_runner_out.json.
+func (s Summary) MarshalJSON() ([]byte, error) {
+	type plain Summary
+	out := struct {
+		plain
+		InternalError *string `json:"internal_error"`
+		Version       int     `json:"version"`
+	}{plain: plain(s), Version: 3}
+	if s.InternalError != "" {
+		out.InternalError = &s.InternalError
+	}
+	return json.Marshal(out)
+}

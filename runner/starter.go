@@ -1,0 +1,375 @@
+package runner
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep/internal/logfile"
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// Starter starts runners for one bot, one task at a time. Its methods may be
+// used by several goroutines, Run by one.
+type Starter struct {
+	cfg    Config
+	method proc.Method
+	iso    proc.Isolation
+	err    error // why nothing can be started
+
+	mu    sync.Mutex
+	ready *pair
+}
+
+// pair is a task_runner with its run_isolated that waits for a job, and the
+// directory and place made for it.
+type pair struct {
+	p     *proc.Process
+	words *os.File
+	life  *os.File
+	news  *os.File
+	dir   string
+	place *proc.Place
+}
+
+// recordFile, in w, says where the processes of the task in w are, from before
+// they start until they are gone.
+const recordFile = "cgroup"
+
+// NewStarter finds out how tasks can be contained and isolated here, by
+// trying. A failure is returned by Prepare and Run.
+func NewStarter(cfg Config) *Starter {
+	s := &Starter{cfg: cfg}
+	if s.cfg.Log == nil {
+		s.cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.cfg.Environ == nil {
+		s.cfg.Environ = os.Environ()
+	}
+	if s.cfg.Exe == "" {
+		s.cfg.Exe, s.err = os.Executable()
+	}
+	want := cmp.Or(cfg.Containment, os.Getenv("SKEP_CONTAINMENT"))
+	var err error
+	if s.method, err = proc.Choose(proc.Method(want)); err != nil {
+		s.err = errors.Join(s.err, fmt.Errorf("contain tasks: %w", err))
+	}
+	if cfg.Isolation == proc.IsolationNone {
+		s.iso = proc.Isolation{Kind: proc.IsolationNone, Reason: "switched off"}
+	} else {
+		s.iso = proc.Isolate(cfg.BotDir, cfg.TaskUser)
+	}
+	return s
+}
+
+// Method is how surviving processes of a task are found: "cgroup2", "cgroup1",
+// "pidns", "subreaper"; elsewhere "group" or "job"; "" when nothing works.
+func (s *Starter) Method() string { return string(s.method) }
+
+// Isolation is what keeps tasks from the bot's credential: "user" (they run
+// under another user id), "view" (namespaces hide the bot), or "none", and
+// then why. decisions.md 11.
+func (s *Starter) Isolation() (kind, reason string) { return s.iso.Kind, s.iso.Reason }
+
+// Prepare makes sure that one runner waits for a job, so that Run need not
+// start one. It does nothing while one waits.
+func (s *Starter) Prepare(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ready != nil {
+		select {
+		case <-s.ready.p.Done():
+			s.discard(s.ready)
+			s.ready = nil
+		default:
+			return nil
+		}
+	}
+	p, err := s.start()
+	if err != nil {
+		return err
+	}
+	s.ready = p
+	return nil
+}
+
+// Close ends a waiting runner.
+func (s *Starter) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ready == nil {
+		return nil
+	}
+	err := s.discard(s.ready)
+	s.ready = nil
+	return err
+}
+
+// take returns a runner that waits.
+func (s *Starter) take() (*pair, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.ready; p != nil {
+		s.ready = nil
+		select {
+		case <-p.p.Done():
+			_ = s.discard(p)
+		default:
+			return p, nil
+		}
+	}
+	return s.start()
+}
+
+func (s *Starter) start() (p *pair, err error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	p = &pair{}
+	var open []*os.File
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, f := range open {
+			_ = f.Close()
+		}
+		if p.place != nil {
+			_ = p.place.Remove()
+		}
+	}()
+	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
+		return nil, fmt.Errorf("work directory: %w", err)
+	}
+	if p.place, err = proc.NewPlace(s.method, "skep-"+strings.ToLower(rand.Text()[:16])); err != nil {
+		return nil, fmt.Errorf("contain a task: %w", err)
+	}
+	p.place.Hidden = s.iso.Kind == proc.IsolationView
+	if err = writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {
+		return nil, err
+	}
+	pipe := func() (r, w *os.File) {
+		if err == nil {
+			if r, w, err = os.Pipe(); err == nil {
+				open = append(open, r, w)
+			}
+		}
+		return r, w
+	}
+	wordsR, words := pipe()
+	lifeR, life := pipe()
+	news, newsW := pipe()
+	if err != nil {
+		return nil, err
+	}
+	p.words, p.life, p.news = words, life, news
+	raw, err := s.rawLog()
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	files := []*os.File{wordsR, newsW, raw}
+	if runtime.GOOS != "windows" {
+		files = append(files, lifeR)
+	}
+	p.p, err = proc.Start(&proc.Cmd{
+		Path: s.cfg.Exe, Args: []string{s.cfg.Exe, "task_runner"}, Dir: s.cfg.BotDir, Files: files, NewGroup: true,
+		Env: append(baseEnviron(s.cfg.Environ, s.cfg.EnvPass), "GOMAXPROCS=2"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start task_runner: %w", err)
+	}
+	for _, f := range []*os.File{wordsR, lifeR, newsW} {
+		_ = f.Close()
+	}
+	return p, nil
+}
+
+// rawLog is where panics of our processes go. spec bot.md §1.7.
+func (s *Starter) rawLog() (*os.File, error) {
+	path := filepath.Join(s.cfg.BotDir, "logs", "task_runner_stdout.log")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if fi, err := os.Stat(path); err == nil && fi.Size() >= 5<<20 {
+		logfile.Roll(path, 9)
+	}
+	return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+}
+
+// discard ends a runner and removes what was made for it.
+func (s *Starter) discard(p *pair) error {
+	_ = p.words.Close()
+	_ = p.life.Close()
+	select {
+	case <-p.p.Done():
+	case <-time.After(sweepLimit):
+		_ = p.p.Kill()
+	}
+	_ = p.news.Close()
+	err := errors.Join(p.place.Kill(sweepLimit), p.place.Remove())
+	if err != nil {
+		return err // the record must stay: Recover tries again
+	}
+	return removeTree(p.dir)
+}
+
+// Run runs one task and returns when it is over, reported, and nothing of it is
+// left. When ctx ends, the task is stopped: SIGTERM, grace period, SIGKILL.
+// What went wrong with the task is in the Summary; an error means that it did
+// not begin, or that something of it could not be removed.
+func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
+	if job.ReceivedAt.IsZero() {
+		job.ReceivedAt = time.Now()
+	}
+	sum := Summary{Session: job.Session}
+	p, err := s.take()
+	if err != nil {
+		return sum, err
+	}
+	if err := p.hand(s.handover(p, job)); err != nil {
+		// It died while it waited, and did nothing yet.
+		s.cfg.Log.Warn("the waiting runner takes no job; starting another", "err", err)
+		_ = s.discard(p)
+		if p, err = s.start(); err != nil {
+			return sum, err
+		}
+		if err := p.hand(s.handover(p, job)); err != nil {
+			return sum, errors.Join(fmt.Errorf("task_runner takes no job: %w", err), s.discard(p))
+		}
+	}
+	sum = s.await(ctx, p, job)
+	return sum, s.discard(p)
+}
+
+func (s *Starter) handover(p *pair, job Job) *handover {
+	h := &handover{
+		Job: job, BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
+		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide,
+	}
+	if path := newEnviron(s.cfg.Environ).get("LUCI_CONTEXT"); path != "" {
+		if b, err := os.ReadFile(path); err == nil && json.Valid(b) {
+			h.Context = b
+		}
+	}
+	if id := manifestLimits(job.Manifest).TaskID; id != "" {
+		h.Place.Label = "SWARMING_TASK_ID=" + id
+		p.place.Label = h.Place.Label
+	}
+	return h
+}
+
+// hand gives a waiting runner its job.
+func (p *pair) hand(h *handover) error {
+	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), h.Manifest, 0o600); err != nil {
+		return err
+	}
+	if p.place.Method == proc.MethodSubreaper {
+		if err := writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {
+			return err
+		}
+	}
+	return json.NewEncoder(p.words).Encode(h)
+}
+
+// limits are what bot_main needs of a manifest, as far as it can be read.
+type limits struct {
+	TaskID string `json:"task_id"`
+	Hard   int64  `json:"hard_timeout"`
+	IO     int64  `json:"io_timeout"`
+	Grace  int64  `json:"grace_period"`
+}
+
+func manifestLimits(raw json.RawMessage) limits {
+	m, _ := parseManifest(raw)
+	return limits{TaskID: m.TaskID, Hard: max(0, m.HardTimeout), IO: max(0, m.IOTimeout), Grace: max(0, m.GracePeriod)}
+}
+
+// lastDitch is how long a runner may take; 0 = as long as it likes.
+// spec bot.md §9.3.
+func (l limits) lastDitch() time.Duration {
+	if l.Hard == 0 {
+		return 0
+	}
+	return time.Duration(l.Hard+3*max(l.Grace, 30)+max(l.IO, 1200)) * time.Second
+}
+
+// await follows a runner to its end, and ends it when it takes too long.
+func (s *Starter) await(ctx context.Context, p *pair, job Job) Summary {
+	sum := Summary{Session: job.Session}
+	l := manifestLimits(job.Manifest)
+	news := make(chan runnerNews)
+	go func() {
+		defer close(news)
+		dec := json.NewDecoder(p.news)
+		for {
+			var n runnerNews
+			if dec.Decode(&n) != nil {
+				return
+			}
+			news <- n
+		}
+	}()
+	var hung, kill <-chan time.Time
+	if d := l.lastDitch(); d > 0 {
+		hung = time.After(d)
+	}
+	done, told, isHung := ctx.Done(), false, false
+	stop := func() {
+		if !told {
+			told = true
+			_ = p.p.Terminate()
+			kill = time.After(2 * time.Duration(max(l.Grace, 30)) * time.Second)
+		}
+	}
+	got := false
+	for {
+		select {
+		case n, ok := <-news:
+			if !ok {
+				return s.conclude(p, sum, got, isHung)
+			}
+			if n.Ended { // what is left is the report, which may take an outage long
+				hung = time.After(defaultTiming.finalFor + 10*time.Minute)
+			}
+			if w := n.Summary; w != nil {
+				got = true
+				sum = Summary{ExitCode: w.ExitCode, HardTimeout: w.HardTimeout, IOTimeout: w.IOTimeout,
+					InternalError: w.InternalError, InternalErrorReported: w.Reported, Session: cmp.Or(w.Session, job.Session)}
+			}
+		case <-done:
+			done = nil
+			stop()
+		case <-hung:
+			isHung, hung = true, nil
+			s.cfg.Log.Error("task_runner hangs", "task", l.TaskID)
+			stop()
+		case <-kill:
+			kill = nil
+			_ = p.p.Kill()
+			_ = p.life.Close() // run_isolated goes too
+		}
+	}
+}
+
+func (s *Starter) conclude(p *pair, sum Summary, got, hung bool) Summary {
+	status := p.p.Wait()
+	switch {
+	case got:
+	case hung:
+		sum.InternalError = "task_runner hung"
+	default:
+		sum.InternalError = fmt.Sprintf("task_runner ended (%d) without a report", status.Code)
+	}
+	return sum
+}

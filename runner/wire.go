@@ -1,0 +1,81 @@
+package runner
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// Descriptors of our processes beside standard input (the parent's words, one
+// JSON document after the other) and standard error (the raw log).
+const (
+	runnerNewsFD = 1 // task_runner → bot_main
+	runnerLifeFD = 3 // ends with bot_main; not on Windows
+
+	isolatedOutputFD = 1 // the task's output
+	isolatedNewsFD   = 3 // run_isolated → task_runner; not on Windows
+	isolatedLifeFD   = 4 // ends with bot_main
+)
+
+// handover is bot_main's first word to task_runner.
+type handover struct {
+	Job
+	BotDir  string
+	Dir     string // the work directory w
+	Environ []string
+	Context json.RawMessage // the LUCI_CONTEXT that the bot itself was given
+	Place   proc.Place
+	User    *proc.User
+	Hide    string
+}
+
+// runnerNews are task_runner's words to bot_main.
+type runnerNews struct {
+	Ended   bool           `json:"ended,omitempty"` // the task is over; its report may take long
+	Session string         `json:"session,omitempty"`
+	Summary *summaryOnWire `json:"summary,omitempty"`
+}
+
+// summaryOnWire is a Summary whole.
+type summaryOnWire struct {
+	ExitCode      *int64
+	HardTimeout   bool
+	IOTimeout     bool
+	InternalError string
+	Reported      bool
+	Session       string
+}
+
+// isolatedJob is task_runner's first word to run_isolated: what to prepare.
+type isolatedJob struct {
+	TaskID      string
+	Dir         string // w
+	BotDir      string
+	Command     []string
+	RelativeCwd string
+	HardTimeout int64 // seconds, 0 = none
+	GracePeriod int64 // seconds
+	Environ     []string
+	Env         map[string]string // the manifest's
+	EnvPrefixes map[string][]string
+	Context     map[string]json.RawMessage // LUCI_CONTEXT without its deadline
+	Agent       json.RawMessage            // content of ${BUILDBUCKET_AGENT_CONTEXT_FILE}
+	BotFile     []byte
+	Caches      []botapi.Cache
+	Place       proc.Place
+	User        *proc.User
+	Hide        string
+}
+
+// isolatedWord is any later word to run_isolated.
+type isolatedWord struct {
+	Go   bool `json:"go,omitempty"`   // start the command
+	Stop bool `json:"stop,omitempty"` // SIGTERM, grace period, SIGKILL; before the start: do not start
+}
+
+// isolatedNews are run_isolated's words to task_runner.
+type isolatedNews struct {
+	Started time.Time `json:"started"`
+}

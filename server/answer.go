@@ -1,0 +1,114 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
+)
+
+// httpStatus is the one table from kinds of errors to HTTP. Transient trouble must
+// be 408, 429 or 5xx: an existing bot gives up its task on any other 4xx.
+// spec bot.md §2.17.
+var httpStatus = map[skep.Kind]int{
+	skep.Internal: http.StatusInternalServerError, skep.Invalid: http.StatusBadRequest, skep.NotFound: http.StatusNotFound,
+	skep.Conflict: http.StatusConflict, skep.Precondition: http.StatusBadRequest, skep.Denied: http.StatusForbidden,
+	skep.Unauthenticated: http.StatusUnauthorized, skep.Exhausted: http.StatusTooManyRequests, skep.Unavailable: http.StatusServiceUnavailable,
+}
+
+// refuse writes an error as JSON. An unknown error is logged whole and told
+// as "internal error".
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	kind := skep.KindOf(err)
+	code, text := httpStatus[kind], err.Error()
+	switch tooBig, ok := errors.AsType[*http.MaxBytesError](err); {
+	case ok:
+		code, kind, text = http.StatusRequestEntityTooLarge, skep.Invalid, fmt.Sprintf("the body is larger than %d bytes", tooBig.Limit)
+	case quiet(err):
+		code = 499
+	case kind == skep.Internal || kind == skep.Unavailable:
+		s.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		if kind == skep.Internal {
+			text = "internal error"
+		}
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(botapi.ErrorResponse{Error: text, Reason: kind.String(), Field: skep.FieldOf(err)})
+}
+
+// Bodies of the Bot API: what describes a bot is small, an update may carry
+// output (250 kB before base64 from an existing bot).
+const (
+	maxDescription = 1 << 20
+	maxUpdate      = 8 << 20
+)
+
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// read decodes a JSON body of at most limit bytes into v, strictly as to its
+// types; unknown fields are ignored, as bots of other versions send some.
+func read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	if ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || ct != "application/json" {
+		return skep.Invalidf("Content-Type", "is %q, want application/json; charset=utf-8", r.Header.Get("Content-Type"))
+	}
+	buf := buffers.Get().(*bytes.Buffer)
+	buf.Reset()
+	defer buffers.Put(buf)
+	if _, err := io.Copy(buf, http.MaxBytesReader(w, r.Body, limit)); err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return err
+		}
+		return skep.Errorf(skep.Unavailable, "the body could not be read: %w", err)
+	}
+	if !utf8.Valid(buf.Bytes()) {
+		return skep.Invalidf("body", "is not valid UTF-8")
+	}
+	err := json.Unmarshal(buf.Bytes(), v)
+	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return skep.Invalidf(firstOf(te.Field, "body"), "is a JSON %s, want %s", te.Value, te.Type)
+	}
+	if err != nil {
+		return skep.Invalidf("body", "is not the JSON expected: %v", err)
+	}
+	return nil
+}
+
+func firstOf(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// write sends v as JSON.
+func write(w http.ResponseWriter, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	_, err = w.Write(b)
+	if err != nil {
+		return nil //nolint:nilerr // the caller is gone; there is nobody to tell
+	}
+	return nil
+}
+
+// empty is the answer {} that existing bots want where more would crash them.
+type empty struct{}
+
+// clean drops what the database and terminals cannot hold.
+func clean(s string) string { return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "") }

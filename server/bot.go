@@ -1,0 +1,308 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api"
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/scheduler"
+)
+
+var (
+	sessionIDForm   = regexp.MustCompile(`^[a-z0-9\-_/]{1,50}$`)
+	requestUUIDForm = regexp.MustCompile(`^[a-zA-Z0-9\-_/]{0,50}$`)
+)
+
+// maxBotID bounds the name of a bot, as for any dimension value.
+const maxBotID = skep.MaxDimensionValue
+
+// speaker is the bot that a call speaks for.
+type speaker struct {
+	id      skep.BotID
+	session session // zero when the call carried none of ours
+	bound   bool    // session is one of ours, for this bot
+}
+
+// speaks finds out which bot a call speaks for. named is what its body says;
+// the header of existing bots says it where the body does not. A session of
+// ours must be for that bot; any other text is no credential and changes
+// nothing, as bots move between servers. decisions.md 9.
+func (s *Server) speaks(r *http.Request, named, sessionText string) (speaker, error) {
+	sp := speaker{id: skep.BotID(firstOf(named, r.Header.Get(botapi.HeaderBotID)))}
+	sp.session, sp.bound = s.sessions.open(sessionText)
+	if sp.id == "" && sp.bound {
+		sp.id = sp.session.bot
+	}
+	if sp.id == "" {
+		return sp, skep.Invalidf("id", "the call does not say which bot it is from")
+	}
+	if err := skep.CheckDimensionValue("id", "id", string(sp.id)); err != nil || clean(string(sp.id)) != string(sp.id) {
+		return sp, skep.Invalidf("id", "%.80q cannot be a bot id", sp.id)
+	}
+	if sp.bound && sp.session.bot != sp.id {
+		return sp, skep.Errorf(skep.Denied, "the session belongs to bot %s, the call speaks for %s", sp.session.bot, sp.id)
+	}
+	if c := callerOf(r.Context()); !c.mayAct(sp.id) {
+		return sp, skep.Errorf(skep.Denied, "%s may not act as bot %s", c.identity, sp.id)
+	}
+	return sp, nil
+}
+
+// botState is what the server reads of a bot's state.
+type botState struct {
+	SleepStreak float64         `json:"sleep_streak"`
+	Quarantined json.RawMessage `json:"quarantined"`
+	Maintenance json.RawMessage `json:"maintenance"`
+	Skep        json.RawMessage `json:"skep"` // only our bots send it
+}
+
+// describe turns what a bot says of itself into its record. What is wrong with
+// it quarantines the bot instead of failing the call, so that it is seen.
+// spec scheduler.md §8.4.
+func (s *Server) describe(r *http.Request, id skep.BotID, a *botapi.Attributes) (*skep.Bot, botState) {
+	b := &skep.Bot{
+		ID: id, Dimensions: a.Dimensions, Version: clip(a.Version, 256), ExternalIP: peerIP(r), Authenticated: callerOf(r.Context()).identity,
+	}
+	if b.Authenticated != anonymous {
+		b.Authenticated = "bot:" + string(id)
+	}
+	var st botState
+	var faults []string
+	if b.Dimensions == nil {
+		b.Dimensions = skep.Dimensions{}
+	}
+	if err := b.Dimensions.Validate(); err != nil {
+		faults = append(faults, err.Error())
+		b.Dimensions = skep.Dimensions{"id": {string(id)}}
+	} else if b.Dimensions["id"][0] != string(id) {
+		faults = append(faults, fmt.Sprintf("dimension id is %q", b.Dimensions["id"][0]))
+		b.Dimensions["id"] = []string{string(id)}
+	}
+	var compact bytes.Buffer
+	if err := json.Unmarshal(a.State, &st); err != nil || len(a.State) == 0 || bytes.TrimSpace(a.State)[0] != '{' || json.Compact(&compact, a.State) != nil {
+		faults = append(faults, "state is not a JSON object of the expected form")
+		b.State = json.RawMessage("{}")
+	} else {
+		b.State = bytes.ReplaceAll(compact.Bytes(), []byte(`\u0000`), nil) // PostgreSQL cannot hold it
+	}
+	if a.Version == "" {
+		faults = append(faults, "version is missing")
+	}
+	for _, q := range b.Dimensions["quarantined"] {
+		if q == "true" || q == "1" {
+			q = selfQuarantined
+		}
+		faults = append(faults, q)
+	}
+	if text, ok := truth(st.Quarantined); ok {
+		faults = append(faults, firstOf(text, selfQuarantined))
+	}
+	for i, f := range faults {
+		if i > 0 {
+			b.Quarantined += "\n"
+		}
+		b.Quarantined += clip(f, 4096)
+	}
+	if text, ok := truth(st.Maintenance); ok {
+		b.Maintenance = clip(firstOf(text, "in maintenance"), 4096)
+	}
+	return b, st
+}
+
+const selfQuarantined = "Bot self-quarantined."
+
+// truth reports whether a JSON value counts as true, and its text if it is one.
+func truth(raw json.RawMessage) (text string, ok bool) {
+	var v any
+	if len(raw) == 0 || json.Unmarshal(raw, &v) != nil {
+		return "", false
+	}
+	switch v := v.(type) {
+	case string:
+		return v, v != ""
+	case bool:
+		return "", v
+	case float64:
+		return "", v != 0
+	case []any:
+		return "", len(v) > 0
+	case map[string]any:
+		return "", len(v) > 0
+	default:
+		return "", false
+	}
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return clean(s)
+}
+
+func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
+	var req botapi.HandshakeRequest
+	if err := read(w, r, maxDescription, &req); err != nil {
+		return err
+	}
+	if req.SessionID == "" {
+		req.SessionID = fmt.Sprintf("autogen-%d-%d", s.o.Now().UnixMilli(), rand.Uint32())
+	}
+	if !sessionIDForm.MatchString(req.SessionID) {
+		return skep.Invalidf("session_id", "%.60q does not match %s", req.SessionID, sessionIDForm)
+	}
+	sp, err := s.speaks(r, first(req.Dimensions["id"]), "")
+	if err != nil {
+		return err
+	}
+	b, _ := s.describe(r, sp.id, &req.Attributes)
+	b.SessionID = req.SessionID
+	b.State = handshaking(b.State, b.Dimensions)
+	b.Dimensions = skep.Dimensions{"id": {string(sp.id)}}
+	if err := s.sched.Connect(r.Context(), b); err != nil {
+		return err
+	}
+	return write(w, &botapi.HandshakeResponse{
+		Session:    s.sessions.seal(sp.id, req.SessionID, 0),
+		BotVersion: firstOf(s.o.BotVersion, req.Version), ServerVersion: s.o.Version,
+		BotGroupCfg: botapi.BotGroupCfg{Dimensions: map[string][]string{}},
+	})
+}
+
+func first(vs []string) string {
+	if len(vs) == 0 {
+		return ""
+	}
+	return vs[0]
+}
+
+// handshaking adds to a bot's state what only the server writes there.
+func handshaking(state json.RawMessage, dims skep.Dimensions) json.RawMessage {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(state, &m) != nil || m == nil {
+		m = map[string]json.RawMessage{}
+	}
+	m["handshaking"] = json.RawMessage("true")
+	if d, err := json.Marshal(dims); err == nil {
+		m["initial_dimensions"] = d
+	}
+	out, err := json.Marshal(m)
+	if err != nil {
+		return state
+	}
+	return out
+}
+
+func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
+	var req botapi.PollRequest
+	if err := read(w, r, maxDescription, &req); err != nil {
+		return err
+	}
+	switch {
+	case !requestUUIDForm.MatchString(req.RequestUUID):
+		return skep.Invalidf("request_uuid", "%.60q does not match %s", req.RequestUUID, requestUUIDForm)
+	case req.Wait < 0 || math.IsNaN(req.Wait):
+		return skep.Invalidf("wait", "is %v, want 0 to %v seconds", req.Wait, scheduler.MaxWait.Seconds())
+	}
+	sp, err := s.speaks(r, first(req.Dimensions["id"]), req.Session)
+	if err != nil {
+		return err
+	}
+	if sp.bound && s.sessions.expired(sp.session) {
+		return write(w, &botapi.PollResponse{Cmd: botapi.CmdBotRestart, Message: "The session has expired; shake hands anew."})
+	}
+	b, st := s.describe(r, sp.id, &req.Attributes)
+	b.SessionID = sp.session.process
+	ans := &botapi.PollResponse{Session: s.sessions.seal(sp.id, sp.session.process, 0)}
+	if b.Quarantined != "" || b.Maintenance != "" {
+		if err := s.sched.Refuse(r.Context(), b, skep.EventSleep, ""); err != nil {
+			return err
+		}
+		low, high := 10.0, 60.0
+		if b.Quarantined != "" {
+			low, high = 60, 240
+		}
+		return sleep(w, ans, low+rand.Float64()*(high-low), b.Quarantined != "")
+	}
+	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
+	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait})
+	switch {
+	case err != nil:
+		return err
+	case cmd.Task == nil && wait > 0:
+		return sleep(w, ans, 0, false)
+	case cmd.Task == nil:
+		return sleep(w, ans, idleSleep(st.SleepStreak), false)
+	case cmd.Request.IsTermination():
+		ans.Cmd, ans.TaskID = botapi.CmdTerminate, cmd.Task.ID.RunID()
+	default:
+		p := &cmd.Request.Slices[cmd.Task.Slice].Properties
+		ans.Cmd = botapi.CmdRun
+		ans.Session = s.sessions.seal(sp.id, sp.session.process, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
+		ans.Manifest = api.Manifest(cmd.Request, cmd.Task, api.ManifestOptions{CASInstance: s.o.CASInstance, Host: s.hostOf(r), Secret: cmd.Secret})
+	}
+	return write(w, ans)
+}
+
+func sleep(w http.ResponseWriter, ans *botapi.PollResponse, secs float64, quarantined bool) error {
+	ans.Cmd, ans.Duration, ans.Quarantined = botapi.CmdSleep, &secs, &quarantined
+	return write(w, ans)
+}
+
+// idleSleep is how long a bot that cannot wait sleeps: longer the longer it
+// has been idle, and now and then short. spec scheduler.md §9.3.
+func idleSleep(streak float64) float64 {
+	if rand.Float64() < 0.05 {
+		return 1
+	}
+	return min(60, math.Pow(1.5, min(max(streak, 0), 10)+1))
+}
+
+// claim always says skip: reservations belong to a remote scheduler, and the
+// bots of this server are never told to use one.
+func (s *Server) claim(w http.ResponseWriter, r *http.Request) error {
+	var req botapi.ClaimRequest
+	if err := read(w, r, maxDescription, &req); err != nil {
+		return err
+	}
+	if _, err := s.speaks(r, "", req.Session); err != nil {
+		return err
+	}
+	return write(w, &botapi.PollResponse{Cmd: botapi.CmdSkip, Reason: "This server hands out tasks with poll only."})
+}
+
+func (s *Server) event(w http.ResponseWriter, r *http.Request) error {
+	var req botapi.EventRequest
+	if err := read(w, r, maxDescription, &req); err != nil {
+		return err
+	}
+	switch req.Event {
+	case botapi.EventError, botapi.EventLog, botapi.EventRebooting, botapi.EventShutdown:
+	default:
+		return skep.Invalidf("event", "%.60q is not bot_error, bot_log, bot_rebooting or bot_shutdown", req.Event)
+	}
+	if !requestUUIDForm.MatchString(req.RequestUUID) {
+		return skep.Invalidf("request_uuid", "%.60q does not match %s", req.RequestUUID, requestUUIDForm)
+	}
+	sp, err := s.speaks(r, first(req.Dimensions["id"]), req.Session)
+	if err != nil {
+		return err
+	}
+	b, _ := s.describe(r, sp.id, &req.Attributes)
+	b.SessionID = sp.session.process
+	if req.Event == botapi.EventError {
+		s.log.WarnContext(r.Context(), "bot error", "bot", string(sp.id), "message", clip(req.Message, 4096))
+	}
+	if err := s.sched.Event(r.Context(), b, skep.EventType(req.Event), api.Clip(req.Message), req.RequestUUID); err != nil {
+		return err
+	}
+	return write(w, empty{})
+}

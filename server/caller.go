@@ -1,0 +1,166 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// Scopes of a token. decisions.md 9.
+const (
+	ScopeUser  = "user"
+	ScopeAdmin = "admin"
+	ScopeBot   = "bot"
+)
+
+// anonymous is the identity of a caller without credentials.
+const anonymous = "anonymous:anonymous"
+
+// caller is who sent a request and what they may do.
+type caller struct {
+	identity string // kind:name
+	scope    string // "" = nothing at all
+	bots     []string
+}
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) *caller {
+	if c, ok := ctx.Value(callerKey{}).(*caller); ok {
+		return c
+	}
+	return &caller{identity: anonymous}
+}
+
+// identify adds the caller to r. On an open server an unknown bearer token is
+// ignored: a client with a cached login sends it to every host.
+func (s *Server) identify(r *http.Request) (*http.Request, error) {
+	c := &caller{identity: anonymous}
+	open := s.o.Open && s.tokens.none()
+	bearer, given := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if given && !open {
+		t, err := s.tokens.find(r.Context(), strings.TrimSpace(bearer))
+		if err != nil {
+			return r, err
+		}
+		if t == nil {
+			return r, skep.Errorf(skep.Unauthenticated, "the token is not known, or it has expired or been revoked")
+		}
+		c = &caller{identity: "user:" + t.Name, scope: t.Scope, bots: t.Bots}
+		if t.Scope == ScopeBot {
+			c.identity = "bot:" + t.Name
+		}
+	}
+	if open {
+		c.scope = ScopeAdmin
+	}
+	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), nil
+}
+
+// mayBeBot lets in who may use the Bot API at all.
+func mayBeBot(c *caller) error {
+	switch c.scope {
+	case ScopeBot, ScopeAdmin:
+		return nil
+	case "":
+		return skep.Errorf(skep.Unauthenticated, "a bot needs a token with scope bot; give it to skep-bot as SKEP_BOT_TOKEN")
+	default:
+		return skep.Errorf(skep.Denied, "%s has a token of scope %s; a bot needs one of scope bot", c.identity, c.scope)
+	}
+}
+
+// mayAct reports whether c may speak for a bot.
+func (c *caller) mayAct(bot skep.BotID) bool {
+	if c.scope == ScopeAdmin {
+		return true
+	}
+	return slices.ContainsFunc(c.bots, func(pattern string) bool {
+		if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+			return strings.HasPrefix(string(bot), prefix)
+		}
+		return pattern == string(bot)
+	})
+}
+
+// tokens keeps the API tokens of the store at hand.
+type tokens struct {
+	store *store.Store
+	now   func() time.Time
+
+	mu     sync.Mutex
+	byID   map[string]store.Token
+	loaded time.Time
+}
+
+// tokensLife is how stale the tokens at hand may be: a revoked one works for
+// this long at most.
+const tokensLife = 5 * time.Second
+
+func newTokens(s *store.Store, now func() time.Time) *tokens { return &tokens{store: s, now: now} }
+
+func (ts *tokens) load(ctx context.Context) error {
+	all, err := ts.store.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	byID := make(map[string]store.Token, len(all))
+	for _, t := range all {
+		byID[t.ID] = t
+	}
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	ts.byID, ts.loaded = byID, ts.now()
+	return nil
+}
+
+// none reports whether no token was ever made: an open server stays open.
+func (ts *tokens) none() bool {
+	ts.mu.Lock()
+	stale := ts.now().Sub(ts.loaded) > tokensLife
+	n := len(ts.byID)
+	ts.mu.Unlock()
+	if stale {
+		_ = ts.load(context.Background()) // on an error the last known tokens hold
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		ts.loaded = ts.now()
+		return len(ts.byID) == 0
+	}
+	return n == 0
+}
+
+// find returns the valid token that text is, or nil.
+func (ts *tokens) find(ctx context.Context, text string) (*store.Token, error) {
+	id, ok := TokenID(text)
+	if !ok {
+		return nil, nil
+	}
+	ts.mu.Lock()
+	t, known := ts.byID[id]
+	age := ts.now().Sub(ts.loaded)
+	ts.mu.Unlock()
+	if age > tokensLife || (!known && age > time.Second/4) {
+		if err := ts.load(ctx); err != nil {
+			return nil, skep.Errorf(skep.Unavailable, "tokens cannot be read now: %w", err)
+		}
+		ts.mu.Lock()
+		t, known = ts.byID[id]
+		ts.mu.Unlock()
+	}
+	hash := sha256.Sum256([]byte(text))
+	if !known || subtle.ConstantTimeCompare(hash[:], t.Hash) != 1 {
+		return nil, nil
+	}
+	if !t.RevokedAt.IsZero() || (!t.ExpiresAt.IsZero() && !ts.now().Before(t.ExpiresAt)) {
+		return nil, nil
+	}
+	return &t, nil
+}

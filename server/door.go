@@ -1,0 +1,85 @@
+package server
+
+import (
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/skepdev/skep"
+)
+
+// door refuses requests that a web page in somebody's browser made: the Host
+// must be a name of this server, and a foreign Origin is never welcome.
+// decisions.md 7.
+func (s *Server) door(r *http.Request) error {
+	if !s.isHost(r.Host, r.TLS != nil) {
+		return skep.Errorf(skep.Denied, "this server is not known as %q; use one of its addresses, or start it with --url", clean(r.Host))
+	}
+	origin := r.Header.Get("Origin")
+	if origin == "" && r.Header.Get("Sec-Fetch-Site") != "cross-site" {
+		return nil
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || !s.isHost(u.Host, u.Scheme == "https") || !sameHost(u.Host, r.Host) {
+		return skep.Errorf(skep.Denied, "requests from pages of %q are not accepted", clean(origin))
+	}
+	return nil
+}
+
+func sameHost(a, b string) bool { return strings.EqualFold(a, b) }
+
+// isHost reports whether host is a name of this server: a loopback name, or
+// one of its URLs.
+func (s *Server) isHost(host string, tls bool) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	name = strings.Trim(name, "[]")
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() {
+		return true
+	}
+	return slices.ContainsFunc(s.o.URLs, func(raw string) bool {
+		u, err := url.Parse(raw)
+		return err == nil && sameHost(withPort(u.Host, u.Scheme == "https"), withPort(host, tls || u.Scheme == "https"))
+	})
+}
+
+func withPort(host string, tls bool) string {
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	if tls {
+		return host + ":443"
+	}
+	return host + ":80"
+}
+
+// hostOf returns the address under which r's sender knows this server: what a
+// task is told. A name that is not one of ours never gets here.
+func (s *Server) hostOf(r *http.Request) string {
+	if len(s.o.URLs) > 0 {
+		for _, raw := range s.o.URLs {
+			if u, err := url.Parse(raw); err == nil && sameHost(u.Host, r.Host) {
+				return raw
+			}
+		}
+	}
+	if r.TLS != nil {
+		return "https://" + r.Host
+	}
+	return "http://" + r.Host
+}
+
+// peerIP returns the address that r came from.
+func peerIP(r *http.Request) string {
+	if h, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		return h
+	}
+	return r.RemoteAddr
+}

@@ -1,0 +1,186 @@
+// Package server is the fleet's HTTP surface: one route table, who may come
+// in, and thin handlers that read a request, make one call, and write the
+// answer.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/scheduler"
+	"github.com/skepdev/skep/store"
+)
+
+// Options of New.
+type Options struct {
+	Store     *store.Store
+	Scheduler *scheduler.Scheduler
+	Log       *slog.Logger     // default: nothing is logged
+	Now       func() time.Time // default time.Now
+
+	Version string   // of this server
+	URLs    []string // public addresses, scheme and host; the first is what tasks are told
+	Open    bool     // loopback: without tokens in the store everybody may do everything
+
+	BotVersion  string // digest that skep-bots should run; "" = not served yet
+	CASInstance string // instance named in manifests of tasks that name none
+}
+
+// Server serves one process of a fleet. Its methods may be called at once by
+// many.
+type Server struct {
+	o        Options
+	store    *store.Store
+	sched    *scheduler.Scheduler
+	log      *slog.Logger
+	tokens   *tokens
+	sessions sessions
+	cursors  cursors
+	rpc      *prpc.Server
+	mux      *http.ServeMux
+}
+
+// New returns a server over o.Store. It fails when the store cannot be read.
+func New(ctx context.Context, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Server{o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now)}
+	if err := s.tokens.load(ctx); err != nil {
+		return nil, err
+	}
+	key, err := o.Store.ServerKey(ctx, "session")
+	if err != nil {
+		return nil, err
+	}
+	s.sessions = sessions{key: key, now: o.Now}
+	if key, err = o.Store.ServerKey(ctx, "cursor"); err != nil {
+		return nil, err
+	}
+	if s.cursors, err = newCursors(key); err != nil {
+		return nil, err
+	}
+	s.rpc = prpc.NewServer(prpc.Options{Log: o.Log, Before: s.before, Compress: prpc.CompressNotJSON})
+	if err := s.register(); err != nil {
+		return nil, fmt.Errorf("register services: %w", err)
+	}
+	s.routes()
+	return s, nil
+}
+
+// route is one line of the table: what is served and who may use it.
+type route struct {
+	pattern string
+	access  access
+	handle  func(*Server, http.ResponseWriter, *http.Request) error
+}
+
+// access says who may use a route.
+type access uint8
+
+const (
+	accessAll access = iota // nobody is asked
+	accessRPC               // each method decides
+	accessBot               // a bot, or who acts for it
+)
+
+// table is the whole surface and who may use it.
+var table = []route{
+	{"GET /healthz", accessAll, (*Server).healthz},
+	{"GET /readyz", accessAll, (*Server).readyz},
+	{"GET " + botapi.PathServerPing, accessAll, (*Server).serverPing},
+	{prpc.Prefix, accessRPC, (*Server).serveRPC},
+	{"POST " + botapi.PathHandshake, accessBot, (*Server).handshake},
+	{"POST " + botapi.PathPoll, accessBot, (*Server).poll},
+	{"POST " + botapi.PathClaim, accessBot, (*Server).claim},
+	{"POST " + botapi.PathEvent, accessBot, (*Server).event},
+	{"POST " + botapi.PathTaskUpdate, accessBot, (*Server).taskUpdate},
+	{"POST " + botapi.PathTaskUpdate + "/{run}", accessBot, (*Server).taskUpdate},
+	{"POST " + botapi.PathTaskError, accessBot, (*Server).taskError},
+	{"POST " + botapi.PathTaskError + "/{run}", accessBot, (*Server).taskError},
+	{"POST " + botapi.PathOAuthToken, accessBot, (*Server).token},
+	{"POST " + botapi.PathIDToken, accessBot, (*Server).token},
+	{"GET /bot_code", accessAll, (*Server).botCode},
+	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCode},
+	{"/swarming/api/", accessAll, (*Server).notFound},
+}
+
+func (s *Server) routes() {
+	s.mux = http.NewServeMux()
+	for _, rt := range table {
+		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+			var err error
+			if rt.access != accessAll {
+				r, err = s.identify(r)
+			}
+			if err == nil && rt.access == accessBot {
+				err = mayBeBot(callerOf(r.Context()))
+			}
+			if err == nil {
+				err = rt.handle(s, w, r)
+			}
+			if err != nil {
+				s.refuse(w, r, err)
+			}
+		})
+	}
+}
+
+// ServeHTTP serves one request after checking that it came through the front
+// door.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := s.door(r); err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+func (s *Server) serveRPC(w http.ResponseWriter, r *http.Request) error {
+	s.rpc.ServeHTTP(w, r)
+	return nil
+}
+
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
+	_, err := w.Write([]byte("ok\n"))
+	return err
+}
+
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
+	if err := s.store.Ping(r.Context()); err != nil {
+		return skep.Errorf(skep.Unavailable, "the database does not answer: %w", err)
+	}
+	_, err := w.Write([]byte("ok\n"))
+	return err
+}
+
+func (s *Server) serverPing(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, err := w.Write([]byte("Server up"))
+	return err
+}
+
+// botCode has nothing to hand out yet: bots are started from a file.
+func (s *Server) botCode(http.ResponseWriter, *http.Request) error {
+	return skep.Errorf(skep.Unavailable, "this server does not hand out bot code; start skep-bot from a file")
+}
+
+func (s *Server) notFound(_ http.ResponseWriter, r *http.Request) error {
+	return skep.Errorf(skep.NotFound, "no such endpoint: %s %s", r.Method, r.URL.Path)
+}
+
+// Drain answers the waits of all bots, so that the listener can be closed.
+func (s *Server) Drain() { s.sched.EndWaits() }
+
+// quiet reports whether err only says that the caller went away.
+func quiet(err error) bool { return errors.Is(err, context.Canceled) }

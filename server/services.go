@@ -1,0 +1,56 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/api/skeppb"
+	pb "github.com/skepdev/skep/api/swarmingpb"
+)
+
+// before lets a call in; each method decides for itself what its caller may
+// do.
+func (s *Server) before(ctx context.Context) (context.Context, error) { return ctx, nil }
+
+// register fills the RPC surface. A method without a handler does not start.
+func (s *Server) register() error {
+	swarming := pb.File_swarmingpb_services_proto.Services()
+	skepTasks := skeppb.File_skeppb_tasks_proto.Services().ByName("Tasks")
+	service := func(name protoreflect.Name) protoreflect.ServiceDescriptor { return swarming.ByName(name) }
+	return errors.Join(
+		s.rpc.Register(service("Tasks"), prpc.Methods{
+			"GetResult":        prpc.Unary(s.getResult),
+			"BatchGetResult":   prpc.Unary(s.batchGetResult),
+			"GetRequest":       prpc.Unary(s.getRequest),
+			"CancelTask":       prpc.Unary(s.cancelTask),
+			"GetStdout":        prpc.Unary(s.getStdout),
+			"NewTask":          prpc.Unary(s.newTask),
+			"ListTasks":        prpc.Unary(s.listTasks),
+			"ListTaskStates":   prpc.Unary(s.listTaskStates),
+			"ListTaskRequests": prpc.Unary(s.listTaskRequests),
+			"CancelTasks":      prpc.Unary(s.cancelTasks),
+			"CountTasks":       prpc.Unary(s.countTasks),
+		}),
+		s.rpc.Register(service("Bots"), prpc.Methods{
+			"GetBot":           prpc.Unary(s.getBot),
+			"DeleteBot":        prpc.Unary(s.deleteBot),
+			"ListBotEvents":    prpc.Unary(s.listBotEvents),
+			"TerminateBot":     prpc.Unary(s.terminateBot),
+			"ListBotTasks":     prpc.Unary(s.listBotTasks),
+			"ListBots":         prpc.Unary(s.listBots),
+			"CountBots":        prpc.Unary(s.countBots),
+			"GetBotDimensions": prpc.Unary(s.getBotDimensions),
+		}),
+		s.rpc.Register(service("Swarming"), prpc.Methods{
+			"GetDetails":     prpc.Unary(s.getDetails),
+			"GetToken":       prpc.Unary(s.getToken),
+			"GetPermissions": prpc.Unary(s.getPermissions),
+		}),
+		s.rpc.Register(skepTasks, prpc.Methods{
+			"Watch": prpc.Unary(s.watch),
+		}),
+	)
+}

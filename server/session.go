@@ -1,0 +1,71 @@
+package server
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+// sessionLife is how long a bot session lasts without being renewed.
+const sessionLife = time.Hour
+
+// session is what the opaque text says that a bot echoes with every call. It
+// binds the call to the bot that shook hands. spec bot.md §2.4.
+type session struct {
+	bot     skep.BotID
+	process string // session id of the bot's process
+	expiry  time.Time
+}
+
+type sessions struct {
+	key []byte
+	now func() time.Time
+}
+
+// seal returns the session as text, valid for life and at least sessionLife.
+func (ss *sessions) seal(bot skep.BotID, process string, life time.Duration) string {
+	b := []byte{1}
+	b = binary.AppendVarint(b, ss.now().Add(max(life, sessionLife)).Unix())
+	b = binary.AppendUvarint(b, uint64(len(bot)))
+	b = append(b, bot...)
+	b = append(b, process...)
+	return base64.StdEncoding.EncodeToString(append(b, ss.mac(b)...))
+}
+
+func (ss *sessions) mac(b []byte) []byte {
+	m := hmac.New(sha256.New, ss.key)
+	m.Write([]byte("swarming.Session"))
+	m.Write(b)
+	return m.Sum(nil)
+}
+
+// open reads a session that one of this fleet's servers sealed, expired or
+// not. ok is false for any other text.
+func (ss *sessions) open(text string) (s session, ok bool) {
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(b) < 1+sha256.Size || b[0] != 1 {
+		return s, false
+	}
+	b, mac := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
+	if !hmac.Equal(mac, ss.mac(b)) {
+		return s, false
+	}
+	b = b[1:]
+	expiry, n := binary.Varint(b)
+	if n <= 0 {
+		return s, false
+	}
+	b = b[n:]
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size > uint64(len(b)-n) {
+		return s, false
+	}
+	b = b[n:]
+	return session{bot: skep.BotID(b[:size]), process: string(b[size:]), expiry: time.Unix(expiry, 0)}, true
+}
+
+func (ss *sessions) expired(s session) bool { return ss.now().After(s.expiry) }

@@ -1,0 +1,77 @@
+package server
+
+import (
+	"context"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api"
+	pb "github.com/skepdev/skep/api/swarmingpb"
+)
+
+// defaultRealm is the realm of tasks that name none. decisions.md 14.
+const defaultRealm = "skep:default"
+
+// topPriority is the best priority that anybody may ask for; better ones need
+// a permission. spec api-v2.md §6.1.
+const topPriority = 20
+
+// newTask takes a task in. The steps and their order are spec api-v2.md §6.1.
+func (s *Server) newTask(ctx context.Context, req *pb.NewTaskRequest) (*pb.TaskRequestMetadataResponse, error) {
+	if _, err := api.Pool(req); err != nil {
+		return nil, err
+	}
+	if err := must(ctx, permCreateTask); err != nil {
+		return nil, err
+	}
+	sub, err := api.NewTask(req)
+	if err != nil {
+		return nil, err
+	}
+	r := sub.Request
+	r.Authenticated = callerOf(ctx).identity
+	if r.Realm == "" {
+		r.Realm = defaultRealm
+	}
+	if r.Parent != "" {
+		if err := s.adopt(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	if r.Priority < topPriority && must(ctx, permHighPrio) != nil {
+		r.Priority = topPriority
+	}
+	if r.ResultDB {
+		return nil, skep.Errorf(skep.Precondition, "ResultDB is not configured on this server; send the task without resultdb.enable")
+	}
+	r.Tags = api.AutoTags(r, "none", "none")
+	if req.EvaluateOnly {
+		r.CreatedAt = s.o.Now()
+		return &pb.TaskRequestMetadataResponse{Request: api.Request(r)}, nil
+	}
+	stored, task, err := s.sched.Submit(ctx, r, sub.Secret)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.TaskRequestMetadataResponse{TaskId: task.ID.String(), Request: api.Request(stored), TaskResult: api.Result(stored, task, false)}, nil
+}
+
+// adopt checks the parent of a new task and takes over its user.
+func (s *Server) adopt(ctx context.Context, r *skep.TaskRequest) error {
+	id, err := skep.ParseTaskID(r.Parent)
+	if err != nil {
+		return err
+	}
+	parent, task, err := s.sched.Find(ctx, id)
+	switch {
+	case skep.KindOf(err) == skep.NotFound:
+		return skep.Errorf(skep.NotFound, "parent_task_id: no such task: %s", r.Parent)
+	case err != nil:
+		return err
+	case parent.IsTermination():
+		return skep.Invalidf("parent_task_id", "%s is a termination task", r.Parent)
+	case task.State.Final():
+		return skep.Errorf(skep.Precondition, "parent_task_id: task %s has ended (%s)", r.Parent, task.State)
+	}
+	r.User = parent.User
+	return nil
+}

@@ -1,0 +1,63 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// tokenPrefix makes a leaked token easy to find.
+const tokenPrefix = "skep_"
+
+// TokenID returns the public part of a token, "skep_<id>_<secret>".
+func TokenID(token string) (id string, ok bool) {
+	rest, ok := strings.CutPrefix(token, tokenPrefix)
+	id, secret, ok2 := strings.Cut(rest, "_")
+	return id, ok && ok2 && len(id) == 12 && len(secret) >= 32 && len(secret) < 100
+}
+
+// NewToken describes a token to make.
+type NewToken struct {
+	Name  string        // who has it
+	Scope string        // ScopeUser, ScopeAdmin or ScopeBot
+	Bots  []string      // ScopeBot: ids, or prefixes ending in *; required
+	Life  time.Duration // 0 = for ever
+}
+
+// CreateToken makes a token, stores its hash, and returns its text, which
+// cannot be read again.
+func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id string, err error) {
+	switch {
+	case !slices.Contains([]string{ScopeUser, ScopeAdmin, ScopeBot}, n.Scope):
+		return "", "", skep.Invalidf("scope", "%q is not user, admin or bot", n.Scope)
+	case n.Name == "" || strings.ContainsAny(n.Name, " \t\r\n:"):
+		return "", "", skep.Invalidf("name", "%q must not be empty nor contain blanks or colons", n.Name)
+	case n.Scope == ScopeBot && len(n.Bots) == 0:
+		return "", "", skep.Invalidf("bot-id", "a token of scope bot names the bots that may use it, such as 'lab1-*'")
+	case n.Scope != ScopeBot && len(n.Bots) > 0:
+		return "", "", skep.Invalidf("bot-id", "only a token of scope bot is bound to bots")
+	case n.Life < 0:
+		return "", "", skep.Invalidf("life", "is negative")
+	}
+	var raw [6 + 32]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	id = hex.EncodeToString(raw[:6])
+	text = tokenPrefix + id + "_" + base64.RawURLEncoding.EncodeToString(raw[6:])
+	hash := sha256.Sum256([]byte(text))
+	err = st.Update(ctx, func(tx *store.Tx) error {
+		t := store.Token{ID: id, Hash: hash[:], Name: n.Name, Scope: n.Scope, Bots: n.Bots}
+		if n.Life > 0 {
+			t.ExpiresAt = tx.Now.Add(n.Life)
+		}
+		return tx.AddToken(t)
+	})
+	return text, id, err
+}
