@@ -51,10 +51,10 @@ func (b *Bot) poll(ctx context.Context, key string) (*botapi.PollResponse, json.
 			b.polled = b.cfg.Now()
 			b.mu.Unlock()
 			return res, manifest, nil
+		case ctx.Err() == nil && errors.Is(err, errComplete):
+			continue
 		case ctx.Err() != nil, !botapi.IsTransient(err), errors.Is(err, botapi.ErrBadCommand):
 			return nil, nil, err
-		case errors.Is(err, errComplete):
-			continue
 		}
 		b.log.Warn("poll", "err", err)
 		if err := b.pollErrs.Sleep(ctx, retryAfter(err)); err != nil {

@@ -29,7 +29,7 @@ type localAccount struct {
 // but the deadline, which counts from the command's start. spec bot.md §4.4.
 func taskContext(inherited json.RawMessage, m *botapi.Manifest, server string, auth *localAuth) (map[string]json.RawMessage, error) {
 	ctx := map[string]json.RawMessage{}
-	if len(inherited) > 0 {
+	if len(inherited) > 0 && string(inherited) != "null" {
 		if err := json.Unmarshal(inherited, &ctx); err != nil {
 			return nil, fmt.Errorf("the bot's own LUCI_CONTEXT: %w", err)
 		}

@@ -19,7 +19,7 @@ const (
 // overwritten, a gap reads as zeros until it is filled, and what lies beyond
 // MaxOutput is dropped. size is the present end.
 func (tx *Tx) WriteOutput(id skep.TaskID, size, start int64, data []byte) (int64, error) {
-	if start >= MaxOutput {
+	if start >= MaxOutput || len(data) == 0 {
 		return size, nil
 	}
 	data = data[:min(int64(len(data)), MaxOutput-start)]

@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/servercert"
+)
+
+// door is how the server is reached.
+type door struct {
+	open      bool     // a loopback address: a server without tokens lets everybody in
+	urls      []string // public addresses, the first is the bots'
+	hosts     []string // names for a certificate of our own
+	source    servercert.Source
+	authority *servercert.Authority
+}
+
+// door decides from the flags and the address the listener got.
+func (s *serverFlags) door(addr *net.TCPAddr, stateDir string) (*door, error) {
+	d := &door{}
+	loopback := addr.IP.IsLoopback()
+	secure := s.tlsCert != "" || s.selfSigned
+	if !loopback && !secure && !s.behindProxy {
+		return nil, fmt.Errorf("--listen %s is not a loopback address and needs TLS: --tls-cert and --tls-key, or --tls-self-signed, or --behind-proxy where a proxy does TLS", s.listen)
+	}
+	d.open = loopback && !s.behindProxy
+	if err := s.addresses(d, addr, secure); err != nil {
+		return nil, err
+	}
+	var err error
+	switch {
+	case s.tlsCert != "":
+		d.source, err = servercert.Files(s.tlsCert, s.tlsKey)
+		if err != nil {
+			err = fmt.Errorf("--tls-cert: %w", err)
+		}
+	case s.selfSigned:
+		if d.authority, err = servercert.OpenAuthority(filepath.Join(stateDir, "tls"), time.Now); err == nil {
+			d.source = d.authority.Source(d.hosts)
+		}
+	}
+	return d, err
+}
+
+// addresses fills in the URLs of the server: those of the flags, or the one
+// that the listen address makes.
+func (s *serverFlags) addresses(d *door, addr *net.TCPAddr, secure bool) error {
+	scheme := "http"
+	if secure {
+		scheme = "https"
+	}
+	for _, raw := range s.urls {
+		u, err := client.ParseServer(raw)
+		if err != nil {
+			return fmt.Errorf("--url: %w", err)
+		}
+		d.urls = append(d.urls, u)
+	}
+	host, _, _ := net.SplitHostPort(s.listen)
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		if len(d.urls) == 0 {
+			return fmt.Errorf("--listen %s is every address of this machine; say with --url which name bots and clients use, as --url %s://NAME:%d", s.listen, scheme, addr.Port)
+		}
+	} else if len(d.urls) == 0 {
+		if s.behindProxy {
+			return errors.New("--behind-proxy needs --url, the address at which the proxy is reached")
+		}
+		d.urls = []string{fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, fmt.Sprint(addr.Port)))}
+	}
+	d.hosts = []string{"localhost", "127.0.0.1", "::1"}
+	for _, raw := range d.urls {
+		if u, err := url.Parse(raw); err == nil {
+			d.hosts = append(d.hosts, u.Hostname())
+		}
+	}
+	return nil
+}
+
+// wrap puts TLS on the listener where the door has it. Browsers and bots get
+// HTTP/1.1; h2 will be for gRPC (decisions.md 27).
+func (d *door) wrap(l net.Listener) net.Listener {
+	if d.source == nil {
+		return l
+	}
+	return tls.NewListener(l, &tls.Config{GetCertificate: d.source, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+}

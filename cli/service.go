@@ -1,0 +1,191 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/skepdev/skep/scheduler"
+	"github.com/skepdev/skep/server"
+	"github.com/skepdev/skep/store"
+)
+
+// service is a server in this process, as server and up run it: listener,
+// matchmaker and store, ended in that order.
+type service struct {
+	log      *slog.Logger
+	stateDir string
+	door     *door
+	store    *store.Store
+	sched    *scheduler.Scheduler
+	server   *server.Server
+
+	listener net.Listener
+	admin    net.Listener // nil where it cannot be
+}
+
+// openService gets everything that may be refused, in the order in which it
+// is cheap to say so. Nothing is served before run.
+func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service, err error) {
+	if flags.config != "" {
+		return nil, errors.New("--config: this version has no configuration files yet; without them every pool exists")
+	}
+	s := &service{log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: flags.level}))}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.stateDir, err = flags.directory(env); err != nil {
+		return nil, err
+	}
+	dsn, err := flags.dsn(env, s.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	if s.listener, err = net.Listen("tcp", flags.listen); err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	if s.door, err = flags.door(s.listener.Addr().(*net.TCPAddr), s.stateDir); err != nil {
+		return nil, err
+	}
+	if s.store, err = store.Open(ctx, dsn, store.Options{}); err != nil {
+		return nil, err
+	}
+	if err := s.checkTokens(ctx); err != nil {
+		return nil, err
+	}
+	s.sched = scheduler.New(s.store, scheduler.Options{Log: s.log, Version: version()})
+	if err := s.sched.Load(ctx); err != nil {
+		return nil, fmt.Errorf("read the state: %w", err)
+	}
+	s.server, err = server.New(ctx, server.Options{
+		Store: s.store, Scheduler: s.sched, Log: s.log, Version: version(),
+		URLs: s.door.urls, Open: s.door.open, CASInstance: defaultCASInstance,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.store.Engine() == "sqlite" { // elsewhere skep token opens the store itself
+		var adminErr error
+		if s.admin, adminErr = listenAdmin(s.stateDir); adminErr != nil {
+			s.log.WarnContext(ctx, "skep token reaches this server only after it has ended", "err", adminErr)
+		}
+	}
+	return s, nil
+}
+
+// checkTokens refuses a door that nobody watches (decisions.md 7).
+func (s *service) checkTokens(ctx context.Context) error {
+	if s.door.open {
+		return nil
+	}
+	tokens, err := s.store.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tokens {
+		if t.Scope == server.ScopeAdmin && isValid(t, time.Now()) {
+			return nil
+		}
+	}
+	return errors.New("a server that others can reach needs an admin token first; make one: skep token create --scope admin --name NAME, with the same --state-dir or --db")
+}
+
+// isOpen reports whether anybody may do anything: there has never been a
+// token.
+func (s *service) isOpen(ctx context.Context) bool {
+	tokens, err := s.store.Tokens(ctx)
+	return s.door.open && err == nil && len(tokens) == 0
+}
+
+// shutdownTime is how long answers under way may take when a server ends.
+const shutdownTime = 5 * time.Second
+
+// run serves until ctx ends, or a part fails. Then it closes everything:
+// first the listeners, then the loops, then the store.
+func (s *service) run(ctx context.Context) error {
+	defer s.close()
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	g, failed := errgroup.WithContext(loops)
+	public := s.httpServer(s.server)
+	admin := s.httpServer(adminHandler(direct{s.store}))
+	g.Go(func() error { return s.sched.Run(failed) })
+	g.Go(func() error { return serve(public, s.door.wrap(s.listener)) })
+	if s.admin != nil {
+		g.Go(func() error { return serve(admin, s.admin) })
+	}
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-failed.Done():
+		}
+		s.server.Drain()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+		defer cancel()
+		_ = admin.Close()
+		if err := public.Shutdown(grace); err != nil {
+			_ = public.Close()
+		}
+		stopLoops()
+		return nil
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (s *service) httpServer(h http.Handler) *http.Server {
+	var plain http.Protocols
+	plain.SetHTTP1(true)
+	return &http.Server{
+		Handler:           h,
+		Protocols:         &plain,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func serve(h *http.Server, l net.Listener) error {
+	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// close gives up what openService got; what is closed already stays closed.
+func (s *service) close() {
+	if s.admin != nil {
+		_ = s.admin.Close()
+	}
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.log.Error("store does not close", "err", err)
+		}
+		s.store = nil
+	}
+}
+
+// announce says where the server is and, first of all, whether it is open.
+func (s *service) announce(ctx context.Context, env *Env, more string) {
+	if s.isOpen(ctx) {
+		fmt.Fprintf(env.Stdout, "skep: this server is open: every user and program of this machine may run commands on its bots. skep token create --scope admin closes it.\n")
+	}
+	if a := s.door.authority; a != nil {
+		fmt.Fprintf(env.Stdout, "skep: its certificate is its own: use --ca-file %s, or curl --cacert %[1]s\n", a.CertFile())
+	}
+	fmt.Fprintf(env.Stdout, "skep: ready at %s%s\n", s.door.urls[0], more)
+}

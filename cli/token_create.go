@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skepdev/skep/server"
+)
+
+// newTokenCreateCommand prints the new token, and nothing else, to stdout.
+func newTokenCreateCommand(env *Env) *cobra.Command {
+	var flags storeFlags
+	var o outputFlags
+	var n server.NewToken
+	cmd := &cobra.Command{
+		Use:   "create --scope SCOPE [flags]",
+		Short: "Make a token and print it",
+		Long: "Make a token and print it, once: only its hash is kept.\n\n" +
+			"Scopes: user creates and reads tasks, cancels its own and lists bots; admin may do everything;\n" +
+			"bot is for bots alone, and bound to bot ids.",
+		Example: "  skep token create --scope admin --name ann > ~/.skep-token\n  skep token create --scope bot --name lab1 --bot-id 'lab1-*'",
+		Args:    noArgs,
+		RunE: env.action(func(ctx context.Context, cmd *cobra.Command, _ []string) (err error) {
+			if n.Scope == "" {
+				return usageErrorf(cmd, "--scope is required: user, admin or bot")
+			}
+			n.Name = cmp.Or(n.Name, env.Getenv("USER"), n.Scope)
+			tokens, err := openTokens(ctx, env, &flags)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, tokens.close()) }()
+			made, err := tokens.create(ctx, n)
+			if err != nil {
+				return err
+			}
+			if o.format == "" {
+				_, err := fmt.Fprintln(env.Stdout, made.Token)
+				return err
+			}
+			return o.emit(env.Stdout, "json", func() (any, error) { return made, nil }, func(w *tableWriter) {
+				w.row("ID", "TOKEN")
+				w.row(made.ID, made.Token)
+			})
+		}),
+	}
+	cmd.Flags().Var(newChoice(&n.Scope, "", server.ScopeUser, server.ScopeAdmin, server.ScopeBot), "scope", "what it opens")
+	cmd.Flags().StringVar(&n.Name, "name", "", "who has it, for listings and logs (default $USER)")
+	cmd.Flags().StringArrayVar(&n.Bots, "bot-id", nil, "`ID` of a bot that may use it, or a prefix ending in *; repeatable")
+	cmd.Flags().DurationVar(&n.Life, "expires", 0, "how long it is valid, as 720h; 0 = until it is revoked")
+	flags.register(cmd)
+	o.register(cmd)
+	return cmd
+}

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skepdev/skep/bot/code"
+	"github.com/skepdev/skep/host/supervise"
+	"github.com/skepdev/skep/internal/atomicfile"
+	"github.com/skepdev/skep/server"
+)
+
+// crew is what the bots of skep up are made of.
+type crew struct {
+	env  *Env
+	dir  string // holds one directory per bot
+	code []byte // the composed executable
+	vars []string
+}
+
+// newCrew composes the bot and returns a supervisor of n of them. Bots of an
+// earlier skep up that are too many by now are drained.
+func newCrew(ctx context.Context, env *Env, s *service, botDir string, n int) (*supervise.Supervisor, error) {
+	c := &crew{env: env, dir: filepath.Join(s.stateDir, "bots")}
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.code, err = composeBot(botDir, s.door); err != nil {
+		return nil, err
+	}
+	host := hostName()
+	token, err := c.token(ctx, s, host)
+	if err != nil {
+		return nil, fmt.Errorf("token of the bots: %w", err)
+	}
+	c.vars = botEnviron(env.Environ(), token)
+	var ids []string
+	for i := range n {
+		ids = append(ids, fmt.Sprintf("%s--%d", host, i+1))
+	}
+	var bots []supervise.Bot
+	for _, id := range ids {
+		bots = append(bots, c.bot(id))
+	}
+	known, err := os.ReadDir(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range known {
+		if entry.IsDir() && !slices.Contains(ids, entry.Name()) {
+			b := c.bot(entry.Name())
+			b.Retired = true
+			bots = append(bots, b)
+		}
+	}
+	return supervise.New(bots, supervise.Options{Log: s.log, MaxPause: 5 * time.Second}), nil
+}
+
+func (c *crew) bot(id string) supervise.Bot {
+	dir := filepath.Join(c.dir, id)
+	return supervise.Bot{
+		ID: id, Dir: dir, Env: append(slices.Clone(c.vars), "SWARMING_BOT_ID="+id),
+		Prepare: func() (string, error) { return c.prepare(dir) },
+	}
+}
+
+// prepare writes the bot's executable where it is not there yet.
+func (c *crew) prepare(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "swarming_bot"+exeSuffix())
+	have, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if bytes.Equal(have, c.code) {
+		return path, nil
+	}
+	return path, atomicfile.Write(path, c.code, 0o755)
+}
+
+// composeBot makes the executable that the server's /bot_code will hand out:
+// skep-bot with its configuration appended.
+func composeBot(botDir string, d *door) ([]byte, error) {
+	exe, err := findBot(botDir)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(exe)
+	if err != nil {
+		return nil, err
+	}
+	cfg := code.Config{Server: d.urls[0], ServerVersion: version(), Reboot: "none"}
+	if d.authority != nil {
+		cfg.TLSCA = string(d.authority.PEM())
+	}
+	var out bytes.Buffer
+	if err := code.Compose(&out, data, cfg); err != nil {
+		return nil, fmt.Errorf("%s: %w", exe, err)
+	}
+	return out.Bytes(), nil
+}
+
+// findBot returns the skep-bot of this platform in dir, or beside skep.
+func findBot(dir string) (string, error) {
+	if dir == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		if self, err = filepath.EvalSymlinks(self); err != nil {
+			return "", err
+		}
+		dir = filepath.Dir(self)
+	}
+	for _, name := range []string{"skep-bot", "skep-bot-" + runtime.GOOS + "-" + runtime.GOARCH} {
+		path := filepath.Join(dir, name+exeSuffix())
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no skep-bot in %s; build it (make build), or name its directory with --bot-dir", dir)
+}
+
+func exeSuffix() string {
+	if runtime.GOOS == "windows" {
+		return ".exe"
+	}
+	return ""
+}
+
+// hostName is the short name of this machine, which bots' ids begin with.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "localhost"
+	}
+	short, _, _ := strings.Cut(strings.ToLower(name), ".")
+	return short
+}
+
+// ours are variables of skep and its user that are no bot's business.
+var ours = []string{
+	"SKEP_TOKEN", "SKEP_BOT_TOKEN", "SKEP_SERVER", "SKEP_DB", "SKEP_STATE_DIR", "SKEP_CA_FILE", "PGPASSWORD", "PGPASSFILE",
+	"SWARMING_BOT_ID", "SWARMING_TASK_ID", "SWARMING_SERVER", "LUCI_CONTEXT",
+}
+
+func botEnviron(environ []string, token string) []string {
+	out := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.Contains(ours, name)
+	})
+	if token != "" {
+		out = append(out, "SKEP_BOT_TOKEN="+token)
+	}
+	return out
+}
+
+// token returns the token of the bots: none at an open server, elsewhere one
+// that is kept beside the state so that the next skep up has it too.
+func (c *crew) token(ctx context.Context, s *service, host string) (string, error) {
+	if s.isOpen(ctx) {
+		return "", nil
+	}
+	path := filepath.Join(s.stateDir, "bot.token")
+	have, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	token := strings.TrimSpace(string(have))
+	if id, ok := server.TokenID(token); ok {
+		known, err := s.store.Tokens(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, t := range known {
+			if t.ID == id && isValid(t, time.Now()) {
+				return token, nil
+			}
+		}
+	}
+	token, _, err = server.CreateToken(ctx, s.store, server.NewToken{
+		Name: "skep-up-" + host, Scope: server.ScopeBot, Bots: []string{host + "--*"},
+	})
+	if err != nil {
+		return "", err
+	}
+	return token, atomicfile.Write(path, []byte(token+"\n"), 0o600)
+}

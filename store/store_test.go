@@ -1,0 +1,276 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/skepdev/skep"
+)
+
+var epoch = time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
+
+// newTask returns a request and its waiting task, created at epoch plus n ms.
+func newTask(n int, tags ...string) (*skep.TaskRequest, *skep.Task) {
+	at := epoch.Add(time.Duration(n) * time.Millisecond)
+	req := &skep.TaskRequest{
+		ID: skep.NewTaskID(at), CreatedAt: at, Name: "t", Priority: 100, Tags: tags, Authenticated: "user:x", ServiceAccount: "none",
+		Slices: []skep.Slice{{Expiration: time.Hour, Properties: skep.Properties{
+			Command: []string{"true"}, Dimensions: skep.Constraints{{Key: "pool", Values: []string{"p"}}},
+		}}},
+	}
+	return req, &skep.Task{
+		ID: req.ID, State: skep.Pending, Priority: req.Priority, Queue: 7, ExpiresAt: time.Now().Add(time.Hour).Truncate(time.Microsecond).UTC(),
+		ModifiedAt: at, PingTolerance: time.Minute, ServerVersions: []string{"v1"},
+	}
+}
+
+func create(t *testing.T, s *Store, req *skep.TaskRequest, task *skep.Task, secret []byte) {
+	t.Helper()
+	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.CreateTask(req, task, secret) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTaskRoundTrip(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		req, task := newTask(0, "a:b")
+		create(t, s, req, task, []byte("secret"))
+		got, err := s.Request(t.Context(), req.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(req, got); d != "" {
+			t.Errorf("request (-want +got):\n%s", d)
+		}
+		task.Bot, task.ClaimKey = "b1", "k"
+		task.StartedAt, task.ContactAt = epoch, epoch
+		task.Claim = &skep.Claim{Dimensions: skep.Dimensions{"id": {"b1"}}, IdleSince: epoch}
+		if err := task.Move(skep.Running, epoch); err != nil {
+			t.Fatal(err)
+		}
+		if err := task.End(skep.Ending{ExitCode: new(int64(3)), Duration: new(1.5)}, epoch.Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		task.Outcome = &skep.Outcome{Message: "m", Stats: &skep.Stats{BotOverhead: 1}}
+		if err := s.Update(t.Context(), func(tx *Tx) error { return tx.SaveTask(task) }); err != nil {
+			t.Fatal(err)
+		}
+		back, err := s.Task(t.Context(), task.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(task, back); d != "" {
+			t.Errorf("task (-want +got):\n%s", d)
+		}
+		secret, err := s.Secret(t.Context(), req.ID)
+		if err != nil || string(secret) != "secret" {
+			t.Errorf("secret is %q, %v", secret, err)
+		}
+		if _, err := s.Task(t.Context(), 17); skep.KindOf(err) != skep.NotFound {
+			t.Errorf("unknown task: %v", err)
+		}
+	})
+}
+
+func TestFailedChangeTakesBackOnlyItself(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		boom := errors.New("boom")
+		var wg sync.WaitGroup
+		const n = 60
+		errs := make([]error, n)
+		ids := make([]skep.TaskID, n)
+		for i := range n {
+			wg.Go(func() {
+				req, task := newTask(i)
+				ids[i] = req.ID
+				errs[i] = s.Update(context.WithoutCancel(t.Context()), func(tx *Tx) error {
+					if err := tx.CreateTask(req, task, nil); err != nil {
+						return err
+					}
+					if i%3 == 0 {
+						return boom
+					}
+					if i%7 == 0 {
+						panic("a bug in a change")
+					}
+					return nil
+				})
+			})
+		}
+		wg.Wait()
+		for i, err := range errs {
+			bad := i%3 == 0 || i%7 == 0
+			if (err != nil) != bad || (i%3 == 0 && !errors.Is(err, boom)) {
+				t.Errorf("change %d: %v", i, err)
+			}
+			if _, err := s.Task(t.Context(), ids[i]); (skep.KindOf(err) == skep.NotFound && err != nil) != bad {
+				t.Errorf("task of change %d: %v", i, err)
+			}
+		}
+	})
+}
+
+func TestUpdateSkipsCallersThatLeft(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		ran := false
+		err := s.Update(ctx, func(*Tx) error { ran = true; return nil })
+		if !errors.Is(err, context.Canceled) || ran {
+			t.Errorf("got %v, ran %v", err, ran)
+		}
+	})
+}
+
+func TestListAndCountByTagAndState(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		var ids []skep.TaskID
+		for i := range 9 {
+			tags := []string{"n:" + string(rune('0'+i)), "parity:" + []string{"even", "odd"}[i%2]}
+			req, task := newTask(i, tags...)
+			create(t, s, req, task, nil)
+			ids = append(ids, req.ID)
+		}
+		f := TaskFilter{Tags: [][]string{{"parity:odd"}}, State: StateFilter{States: []skep.TaskState{skep.Pending}}, Limit: 3}
+		page, err := s.ListTasks(t.Context(), f)
+		if err != nil || len(page) != 3 || page[0].Task.ID != ids[7] || page[2].Task.ID != ids[3] {
+			t.Fatalf("first page: %v %v", page, err)
+		}
+		f.Below = page[2].Task.ID
+		page, err = s.ListTasks(t.Context(), f)
+		if err != nil || len(page) != 1 || page[0].Task.ID != ids[1] {
+			t.Errorf("second page: %v %v", page, err)
+		}
+		n, err := s.CountTasks(t.Context(), TaskFilter{Tags: [][]string{{"n:1", "n:2", "n:3"}, {"parity:odd"}}})
+		if err != nil || n != 2 {
+			t.Errorf("alternatives: %d %v", n, err)
+		}
+		n, err = s.CountTasks(t.Context(), TaskFilter{Start: epoch.Add(2 * time.Millisecond), End: epoch.Add(5 * time.Millisecond)})
+		if err != nil || n != 3 {
+			t.Errorf("range: %d %v", n, err)
+		}
+		n, err = s.CountTasks(t.Context(), TaskFilter{State: StateFilter{States: []skep.TaskState{skep.Completed}, Failure: new(true)}})
+		if err != nil || n != 0 {
+			t.Errorf("completed: %d %v", n, err)
+		}
+	})
+}
+
+func TestWaitingTasksInOrder(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		var want []skep.TaskID
+		prios := []int32{50, 20, 20, 90}
+		order := []int{1, 2, 0, 3}
+		ids := make([]skep.TaskID, len(prios))
+		for i, p := range prios {
+			req, task := newTask(i)
+			req.Priority, task.Priority = p, p
+			ids[i] = req.ID
+			create(t, s, req, task, nil)
+		}
+		for _, i := range order {
+			want = append(want, ids[i])
+		}
+		late, task := newTask(9)
+		task.ExpiresAt = time.Now().Add(-time.Hour)
+		create(t, s, late, task, nil)
+		var got []skep.TaskID
+		var expired []*skep.Task
+		err := s.Update(t.Context(), func(tx *Tx) error {
+			got = nil
+			ws, err := tx.WaitingTasks(7, 10)
+			for _, w := range ws {
+				got = append(got, w.Task.ID)
+			}
+			if err == nil {
+				expired, err = tx.ExpiredTasks(10)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("order (-want +got):\n%s", d)
+		}
+		if len(expired) != 1 || expired[0].ID != late.ID {
+			t.Errorf("expired: %v", expired)
+		}
+	})
+}
+
+func TestRestartKeepsEverything(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state", "skep.db")
+	s, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, task := newTask(0)
+	create(t, s, req, task, nil)
+	key, err := s.ServerKey(t.Context(), "session")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), path, Options{}); skep.KindOf(err) != skep.Conflict {
+		t.Errorf("second process: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Update(t.Context(), func(*Tx) error { return nil }); skep.KindOf(err) != skep.Unavailable {
+		t.Errorf("update after close: %v", err)
+	}
+	if s, err = Open(t.Context(), path, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Task(t.Context(), req.ID); err != nil {
+		t.Error(err)
+	}
+	again, err := s.ServerKey(t.Context(), "session")
+	if err != nil || string(again) != string(key) {
+		t.Errorf("key changed: %v", err)
+	}
+}
+
+func TestTokens(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		want := Token{ID: "abc", Hash: []byte{1, 2}, Name: "n", Scope: "bot", Bots: []string{"a", "b*"}}
+		if err := s.Update(t.Context(), func(tx *Tx) error { return tx.AddToken(want) }); err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.Tokens(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%v %v", all, err)
+		}
+		want.CreatedAt = all[0].CreatedAt
+		if d := cmp.Diff(want, all[0]); d != "" {
+			t.Error(d)
+		}
+		revoke := func() error { return s.Update(t.Context(), func(tx *Tx) error { return tx.RevokeToken("abc") }) }
+		if err := revoke(); err != nil {
+			t.Error(err)
+		}
+		if err := revoke(); skep.KindOf(err) != skep.NotFound {
+			t.Errorf("second revocation: %v", err)
+		}
+	})
+}
+
+func TestDurability(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		d, err := s.Durability(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Engine() == "sqlite" && (d["synchronous"] != "FULL" || d["journal_mode"] != "wal") {
+			t.Errorf("SQLite is not durable: %v", d)
+		}
+	})
+}
