@@ -99,13 +99,20 @@ func PoolsOf(tags [][]string) []string {
 	return out
 }
 
-// Range checks the creation times of a listing. spec api-v2.md §1.6.
+// Range checks the creation times of a listing. spec api-v2.md §1.6. A start
+// before the first task there can be is no limit: existing clients send 1970.
 func Range(start, end *timestamppb.Timestamp) (from, to time.Time, err error) {
-	if from, err = instant("start", start); err != nil {
+	if from, err = Instant("start", start); err != nil {
 		return from, to, err
 	}
-	if to, err = instant("end", end); err != nil {
+	if from = from.Truncate(time.Millisecond); from.Before(firstInstant) {
+		from = time.Time{}
+	}
+	if to, err = Instant("end", end); err != nil {
 		return from, to, err
+	}
+	if to = to.Truncate(time.Millisecond); end != nil && to.Before(firstInstant) {
+		return from, to, skep.Invalidf("end", "invalid time range: %s is before 2010", to.Format(time.RFC3339))
 	}
 	if !from.IsZero() && !to.IsZero() && !from.Before(to) {
 		return from, to, skep.Invalidf("start", "invalid time range: start %s is not before end %s", from.Format(time.RFC3339), to.Format(time.RFC3339))
@@ -115,22 +122,7 @@ func Range(start, end *timestamppb.Timestamp) (from, to time.Time, err error) {
 
 var firstInstant = time.Date(2010, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func instant(field string, ts *timestamppb.Timestamp) (time.Time, error) {
-	if ts == nil {
-		return time.Time{}, nil
-	}
-	if err := ts.CheckValid(); err != nil {
-		return time.Time{}, skep.Invalidf(field, "invalid time: %s", err)
-	}
-	t := ts.AsTime().Truncate(time.Millisecond)
-	if t.Before(firstInstant) {
-		return time.Time{}, skep.Invalidf(field, "%s is before 2010", t.Format(time.RFC3339))
-	}
-	return t, nil
-}
-
-// Instant reads an optional time without a lower bound, as the listings by
-// other times than creation take it.
+// Instant reads an optional time, zero when it is unset.
 func Instant(field string, ts *timestamppb.Timestamp) (time.Time, error) {
 	if ts == nil {
 		return time.Time{}, nil

@@ -112,13 +112,13 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 	log := slog.New(logfile.Tee(logfile.NewHandler(logs, slog.LevelDebug), logfile.NewHandler(e.Stderr, slog.LevelError)))
 	token := takeToken(log)
 
-	b, err := s.newBot(log, token, func(reason string) error { return s.restart(log, lock, token, reason) })
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	b, err := s.newBot(ctx, log, token, func(reason string) error { return s.restart(log, lock, token, reason) })
 	if err != nil {
 		log.Error("cannot start", "err", err)
 		return 1, nil
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	b.HandleSignals(ctx)
 	if err := b.OpenDoor(ctx); err != nil {
 		log.Warn("skep-bot shell will not find this bot", "err", err)
@@ -145,8 +145,9 @@ func takeToken(log *slog.Logger) string {
 	return token
 }
 
-// newBot wires a bot for this site.
-func (s *site) newBot(log *slog.Logger, token string, restart func(string) error) (*bot.Bot, error) {
+// newBot wires a bot for this site. When ctx ends, nothing that looks at the
+// machine goes on.
+func (s *site) newBot(ctx context.Context, log *slog.Logger, token string, restart func(string) error) (*bot.Bot, error) {
 	id := botID()
 	setEnvironment(id)
 	version := make(chan string, 1)
@@ -157,7 +158,7 @@ func (s *site) newBot(log *slog.Logger, token string, restart func(string) error
 		}
 		version <- v
 	}()
-	machine := platform.New(context.Background(), platform.Options{BotID: id, Dir: s.dir, Output: output})
+	machine := platform.New(ctx, platform.Options{BotID: id, Dir: s.dir, Output: output})
 	if err := runner.Recover(s.dir, log); err != nil {
 		log.Warn("recover from the last run", "err", err)
 	}

@@ -116,7 +116,7 @@ func (s *service) run(ctx context.Context) error {
 	defer stopLoops()
 	g, failed := errgroup.WithContext(loops)
 	public := s.httpServer(s.server)
-	admin := s.httpServer(adminHandler(direct{s.store}))
+	admin := s.httpServer(adminHandler(direct{s.store, s.stateDir}))
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return serve(public, s.door.wrap(s.listener)) })
 	if s.admin != nil {

@@ -84,7 +84,7 @@ func (t *taskFlags) request(cmd *cobra.Command, env *Env, command []string, defa
 	}
 	user := cmp.Or(t.user, env.Getenv("USER"))
 	return &pb.NewTaskRequest{
-		Name:           cmp.Or(t.name, user+"/"+defaultName()),
+		Name:           cmp.Or(t.name, strings.TrimPrefix(user+"/"+defaultName(), "/")),
 		Priority:       t.priority,
 		TaskSlices:     slices,
 		Tags:           t.tags,

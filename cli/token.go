@@ -79,7 +79,7 @@ func openTokens(ctx context.Context, env *Env, flags *storeFlags) (tokenStore, e
 		if err != nil {
 			return nil, err
 		}
-		return direct{st}, nil
+		return direct{st, dir}, nil
 	}
 	if _, statErr := os.Stat(filepath.Join(dir, adminSocket)); statErr != nil {
 		return nil, err
@@ -88,13 +88,26 @@ func openTokens(ctx context.Context, env *Env, flags *storeFlags) (tokenStore, e
 }
 
 // direct are the tokens of a store that this process has open.
-type direct struct{ store *store.Store }
+type direct struct {
+	store    *store.Store
+	stateDir string
+}
 
 func (d direct) close() error { return d.store.Close() }
 
 func (d direct) create(ctx context.Context, n server.NewToken) (newToken, error) {
 	text, id, err := server.CreateToken(ctx, d.store, n)
-	return newToken{ID: id, Token: text}, err
+	if err != nil {
+		return newToken{}, err
+	}
+	crew, err := readCrewToken(d.stateDir)
+	if err == nil && crew != "" {
+		err = registerCrewToken(ctx, d.store, crew)
+	}
+	if err != nil {
+		return newToken{}, fmt.Errorf("the token was made, but bots of skep up are locked out: %w", err)
+	}
+	return newToken{ID: id, Token: text}, nil
 }
 
 func (d direct) list(ctx context.Context) ([]tokenInfo, error) {

@@ -55,7 +55,6 @@ type fleetUp struct {
 // run serves until the user ends it: the first interrupt drains the bots, the
 // second stops them, the third leaves them.
 func (u *fleetUp) run(ctx context.Context) error {
-	begun := time.Now()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
@@ -66,7 +65,7 @@ func (u *fleetUp) run(ctx context.Context) error {
 		_ = u.bots.Run(ctx) // only says that ctx ended
 	}()
 	ready := make(chan int, 1)
-	go func() { ready <- u.awaitBots(ctx, begun) }()
+	go func() { ready <- u.awaitBots(ctx) }()
 
 	ending := 0
 	for {
@@ -110,17 +109,19 @@ const (
 	readyLook     = 10 * time.Millisecond
 )
 
-// awaitBots waits, not for long, until all bots have come in since begun, and
-// returns how many have. A first skep run then finds its bot.
-func (u *fleetUp) awaitBots(ctx context.Context, begun time.Time) int {
+// awaitBots waits, not for long, until the server knows every bot, and returns
+// how many it knows. A first skep run then finds one. A bot that was taken
+// over is known already: it comes back when it next has something to say.
+func (u *fleetUp) awaitBots(ctx context.Context) int {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
 	for {
 		n := 0
-		bots, err := u.service.store.BotsAfter(ctx, "", pageSize)
-		for _, b := range bots {
-			if err == nil && !b.Dead && b.LastSeen.After(begun) {
-				n++
+		if bots, err := u.service.store.BotsAfter(ctx, "", pageSize); err == nil {
+			for _, b := range bots {
+				if !b.Dead && u.bots.Has(string(b.ID)) {
+					n++
+				}
 			}
 		}
 		if n >= u.want || sleep(ctx, readyLook) != nil {

@@ -11,12 +11,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/host/supervise"
 	"github.com/skepdev/skep/internal/atomicfile"
-	"github.com/skepdev/skep/server"
 )
 
 // crew is what the bots of skep up are made of.
@@ -38,15 +36,14 @@ func newCrew(ctx context.Context, env *Env, s *service, botDir string, n int) (*
 	if c.code, err = composeBot(botDir, s.door); err != nil {
 		return nil, err
 	}
-	host := hostName()
-	token, err := c.token(ctx, s, host)
+	token, err := crewToken(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("token of the bots: %w", err)
 	}
 	c.vars = botEnviron(env.Environ(), token)
 	var ids []string
 	for i := range n {
-		ids = append(ids, fmt.Sprintf("%s--%d", host, i+1))
+		ids = append(ids, fmt.Sprintf("%s--%d", hostName(), i+1))
 	}
 	var bots []supervise.Bot
 	for _, id := range ids {
@@ -165,36 +162,4 @@ func botEnviron(environ []string, token string) []string {
 		out = append(out, "SKEP_BOT_TOKEN="+token)
 	}
 	return out
-}
-
-// token returns the token of the bots: none at an open server, elsewhere one
-// that is kept beside the state so that the next skep up has it too.
-func (c *crew) token(ctx context.Context, s *service, host string) (string, error) {
-	if s.isOpen(ctx) {
-		return "", nil
-	}
-	path := filepath.Join(s.stateDir, "bot.token")
-	have, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	token := strings.TrimSpace(string(have))
-	if id, ok := server.TokenID(token); ok {
-		known, err := s.store.Tokens(ctx)
-		if err != nil {
-			return "", err
-		}
-		for _, t := range known {
-			if t.ID == id && isValid(t, time.Now()) {
-				return token, nil
-			}
-		}
-	}
-	token, _, err = server.CreateToken(ctx, s.store, server.NewToken{
-		Name: "skep-up-" + host, Scope: server.ScopeBot, Bots: []string{host + "--*"},
-	})
-	if err != nil {
-		return "", err
-	}
-	return token, atomicfile.Write(path, []byte(token+"\n"), 0o600)
 }

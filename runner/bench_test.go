@@ -93,4 +93,3 @@ func cpuAfter(pid int) string {
 	time.Sleep(15 * time.Millisecond)
 	return cpu(pid)
 }
-

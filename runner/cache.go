@@ -70,7 +70,7 @@ func (r *isolatedRun) uninstallCaches(caches []botapi.Cache) {
 }
 
 func (r *isolatedRun) cacheDir(name string) string {
-	return filepath.Join(r.job.BotDir, "c", "named", name)
+	return filepath.Join(r.BotDir, "c", "named", name)
 }
 
 // cacheName reports whether s is ^[a-z0-9_]{1,255}$, which is a file name.

@@ -50,6 +50,7 @@ type taskServerStub struct {
 	status    int  // answer everything with this status
 	waiting   int  // questions that wait now
 	questions int
+	second    *httptest.Server // after the first was taken away
 }
 
 func newTaskServer(t testing.TB) *taskServerStub {
@@ -60,6 +61,10 @@ func newTaskServer(t testing.TB) *taskServerStub {
 		s.set(func() { s.stop = true })
 		s.Server.CloseClientConnections()
 		s.Server.Close()
+		if s.second != nil {
+			s.second.CloseClientConnections()
+			s.second.Close()
+		}
 	})
 	return s
 }

@@ -4,13 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -31,24 +29,27 @@ func RunIsolatedMain(args []string) int {
 	}
 	proc.CloseOnExec(isolatedNewsFD, isolatedLifeFD)
 	proc.Undumpable()
-	debug.SetGCPercent(50)
 	term := make(chan os.Signal, 8)
 	signal.Notify(term, stopSignals...)
-	debug.FreeOSMemory()
-
-	words := json.NewDecoder(os.Stdin)
-	var job isolatedJob
-	if err := words.Decode(&job); err != nil {
-		if errors.Is(err, io.EOF) {
-			return 0 // not needed
-		}
-		fmt.Fprintln(os.Stderr, "run_isolated: the job does not decode:", err)
-		return 1
+	r := &isolatedRun{
+		output: os.NewFile(isolatedOutputFD, "output"),
+		start:  make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2),
 	}
-	log, closeLog := openLog(filepath.Join(job.BotDir, "logs", "run_isolated.log"))
+	words := json.NewDecoder(os.Stdin)
+	if code, ok := nextWord(words, &r.setup, "run_isolated"); !ok {
+		return code
+	}
+	log, closeLog := openLog(filepath.Join(r.BotDir, "logs", "run_isolated.log"))
 	defer closeLog()
-	r := &isolatedRun{job: job, log: log, output: os.NewFile(isolatedOutputFD, "output"),
-		start: make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2)}
+	r.log = log
+	err := r.makeDirs()
+	if r.Ahead {
+		warmIsolated(r)
+	}
+	if code, ok := nextWord(words, &r.job, "run_isolated"); !ok {
+		return code
+	}
+	r.Place.Label = taskLabel(r.job.TaskID)
 	go r.listen(words)
 	go func() {
 		for range term {
@@ -62,11 +63,12 @@ func RunIsolatedMain(args []string) int {
 			r.parentGone <- struct{}{}
 		}()
 	}
-	return r.run()
+	return r.run(err)
 }
 
 // isolatedRun is one job of run_isolated.
 type isolatedRun struct {
+	setup
 	job    isolatedJob
 	log    *slog.Logger
 	output *os.File // the task's standard output and error
@@ -105,40 +107,45 @@ func (r *isolatedRun) requestStop() {
 	}
 }
 
-func (r *isolatedRun) run() int {
-	r.res.InternalFailure = text("run_isolated ended before the task did")
-	if err := writeResult(r.job.Dir, &r.res); err != nil {
-		r.log.Error("result not written", "task", r.job.TaskID, "err", err)
-		return 1
+// run does the job, unless err says that it could not be prepared.
+func (r *isolatedRun) run(err error) int {
+	if err == nil {
+		err = r.prepare()
 	}
-	err := r.prepare()
 	if err == nil {
 		err = r.command()
 	}
 	r.cleanup()
-	r.res.InternalFailure = nil
 	if err != nil {
 		r.log.Error("task not run", "task", r.job.TaskID, "err", err)
 		r.res.InternalFailure = text(err.Error())
 	}
-	if werr := writeResult(r.job.Dir, &r.res); werr != nil {
+	if werr := writeResult(r.Dir, &r.res); werr != nil {
 		r.log.Error("result not written", "task", r.job.TaskID, "err", werr)
 		return 1
 	}
+	_ = r.output.Close() // the end of the task's output
+	r.tell(isolatedNews{Done: true})
 	if err != nil {
 		return 1
 	}
 	return 0
 }
 
+func (r *isolatedRun) tell(n isolatedNews) {
+	if r.news != nil {
+		_ = json.NewEncoder(r.news).Encode(n)
+	}
+}
+
 func text(s string) *string { return &s }
 
 func seconds(since time.Time) float64 { return time.Since(since).Seconds() }
 
-// prepare makes the directories and files of the run. spec bot.md §5.2.
-func (r *isolatedRun) prepare() error {
-	j, d := &r.job, &r.dirs
-	d.run = filepath.Join(j.Dir, "ir")
+// makeDirs makes the directories of the run. spec bot.md §5.2.
+func (r *isolatedRun) makeDirs() error {
+	d := &r.dirs
+	d.run = filepath.Join(r.Dir, "ir")
 	if err := removeTree(d.run); err != nil {
 		return err
 	}
@@ -146,44 +153,57 @@ func (r *isolatedRun) prepare() error {
 		return err
 	}
 	var err error
-	if d.out, err = os.MkdirTemp(j.Dir, "io"); err != nil {
+	if d.out, err = os.MkdirTemp(r.Dir, "io"); err != nil {
 		return err
 	}
-	if d.temp, err = os.MkdirTemp(j.Dir, "it"); err != nil {
+	if d.temp, err = os.MkdirTemp(r.Dir, "it"); err != nil {
 		return err
 	}
-	if j.User != nil {
+	d.context = filepath.Join(d.temp, "luci_ctx."+filepath.Base(d.temp)[2:]+".json")
+	if r.User != nil {
 		d.home = filepath.Join(d.temp, "home")
 		if err := os.Mkdir(d.home, 0o700); err != nil {
 			return err
 		}
 	}
 	d.botFile = filepath.Join(d.temp, "bot_file.json")
-	if err := os.WriteFile(d.botFile, j.BotFile, 0o600); err != nil {
-		return err
-	}
-	if len(j.Agent) > 0 {
-		d.agent = filepath.Join(d.temp, "bb_agent_ctx.json")
-		if err := os.WriteFile(d.agent, j.Agent, 0o600); err != nil {
+	for _, path := range []string{d.botFile, d.context} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			return err
 		}
 	}
-	d.context = filepath.Join(d.temp, "luci_ctx."+filepath.Base(d.temp)[2:]+".json")
+	return r.own(d.run, d.out, d.temp, d.home, d.botFile, d.context)
+}
+
+// prepare writes the files of the run.
+func (r *isolatedRun) prepare() error {
+	d := &r.dirs
+	if len(r.job.BotFile) > 0 {
+		if err := os.WriteFile(d.botFile, r.job.BotFile, 0o600); err != nil {
+			return err
+		}
+	}
+	if len(r.job.Agent) > 0 {
+		d.agent = filepath.Join(d.temp, "bb_agent_ctx.json")
+		if err := os.WriteFile(d.agent, r.job.Agent, 0o600); err != nil {
+			return err
+		}
+	}
 	r.res.Stats.TrimCaches = &botapi.OperationStats{}
 	r.res.Stats.Isolated = &botapi.IsolatedStats{}
-	return r.own(d.run, d.out, d.temp, d.home, d.botFile, d.agent)
+	return r.own(d.agent)
 }
 
 // own gives paths to the task's user; "" is skipped.
 func (r *isolatedRun) own(paths ...string) error {
-	if r.job.User == nil {
+	if r.User == nil {
 		return nil
 	}
 	for _, p := range paths {
 		if p == "" {
 			continue
 		}
-		if err := os.Lchown(p, int(r.job.User.UID), int(r.job.User.GID)); err != nil {
+		if err := os.Lchown(p, int(r.User.UID), int(r.User.GID)); err != nil {
 			return err
 		}
 	}
@@ -213,6 +233,12 @@ func (r *isolatedRun) command() error {
 	}
 	env := taskEnviron(j, r.dirs)
 	argv := r.dirs.command(j.Command, j.TaskID)
+	// The PATH of the task's own environment counts, not ours.
+	path, notFound := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"))
+	if err := r.writeContext(); err != nil {
+		return err
+	}
+	ready := time.Now()
 
 	select { // the server must know of the task before it runs
 	case <-r.start:
@@ -226,36 +252,34 @@ func (r *isolatedRun) command() error {
 		return nil
 	default:
 	}
-	// The PATH of the task's own environment counts, not ours.
-	path, err := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"))
-	if err != nil {
-		return r.refuse(fmt.Sprintf("cannot start %q: %v", argv[0], err))
+	if notFound != nil {
+		return r.refuse(fmt.Sprintf("cannot start %q: %v", argv[0], notFound))
 	}
-	if err := r.writeContext(); err != nil {
-		return err
+	if time.Since(ready) > time.Second { // the deadline in it would be early
+		if err := r.writeContext(); err != nil {
+			return err
+		}
 	}
-	cmd := &proc.Cmd{Path: path, Args: argv, Env: env, Dir: r.dirs.cwd, User: j.User, Files: []*os.File{nil, r.output, r.output}}
-	if j.Hide != "" {
-		cmd.View = &proc.View{Hide: j.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
+	cmd := &proc.Cmd{Path: path, Args: argv, Env: env, Dir: r.dirs.cwd, User: r.User, Files: []*os.File{nil, r.output, r.output}}
+	if r.Hide != "" {
+		cmd.View = &proc.View{Hide: r.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
 	}
-	if j.Place.Method == proc.MethodPIDNS || j.Place.Hidden {
+	if r.Place.Method == proc.MethodPIDNS || r.Place.Hidden {
 		exe, err := os.Executable()
 		if err != nil {
 			return err
 		}
-		j.Place.Init = []string{exe, "run_isolated", initFlag}
+		r.Place.Init = []string{exe, "run_isolated", initFlag}
 	}
 	began := time.Now()
-	p, err := j.Place.Start(cmd)
+	p, err := r.Place.Start(cmd)
 	if err != nil {
 		if isTaskFault(err) {
 			return r.refuse(fmt.Sprintf("cannot start %q: %v", path, err))
 		}
 		return fmt.Errorf("start the command: %w", err)
 	}
-	if r.news != nil {
-		_ = json.NewEncoder(r.news).Encode(isolatedNews{Started: p.Started})
-	}
+	r.tell(isolatedNews{Started: true})
 	r.log.Info("command started", "task", j.TaskID, "pid", p.Pid)
 	r.attend(p)
 	status := p.Wait()
@@ -301,10 +325,10 @@ func (r *isolatedRun) workDir() error {
 // own1 is own for a path below root.
 func (r *isolatedRun) own1(root *os.Root) func(string) error {
 	return func(rel string) error {
-		if r.job.User == nil {
+		if r.User == nil {
 			return nil
 		}
-		return root.Lchown(rel, int(r.job.User.UID), int(r.job.User.GID))
+		return root.Lchown(rel, int(r.User.UID), int(r.User.GID))
 	}
 }
 
@@ -353,10 +377,7 @@ func (r *isolatedRun) writeContext() error {
 	if b, err = json.Marshal(ctx); err != nil {
 		return err
 	}
-	if err := os.WriteFile(r.dirs.context, b, 0o600); err != nil {
-		return err
-	}
-	return r.own(r.dirs.context)
+	return os.WriteFile(r.dirs.context, b, 0o600)
 }
 
 // attend waits for the command and ends it when its time is over, when it is
@@ -388,7 +409,7 @@ func (r *isolatedRun) attend(p *proc.Process) {
 			terminate()
 		case <-grace:
 			_ = p.Kill()
-			_ = r.job.Place.Kill(sweepLimit)
+			_ = r.Place.Kill(sweepLimit)
 		case <-r.parentGone:
 			// Nobody is left to report to.
 			_ = p.Kill()
@@ -400,7 +421,7 @@ func (r *isolatedRun) attend(p *proc.Process) {
 
 // sweep ends what the command left behind.
 func (r *isolatedRun) sweep() {
-	if err := errors.Join(r.job.Place.Kill(sweepLimit), proc.SweepChildren(sweepLimit)); err != nil {
+	if err := errors.Join(r.Place.Kill(sweepLimit), proc.SweepChildren(sweepLimit)); err != nil {
 		r.log.Error("processes of the task survive", "task", r.job.TaskID, "err", err)
 	}
 }

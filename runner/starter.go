@@ -27,8 +27,9 @@ type Starter struct {
 	iso    proc.Isolation
 	err    error // why nothing can be started
 
-	mu    sync.Mutex
-	ready *pair
+	mu      sync.Mutex
+	ready   *pair
+	exiting sync.WaitGroup // runners that have reported and are about to exit
 }
 
 // pair is a task_runner with its run_isolated that waits for a job, and the
@@ -40,6 +41,8 @@ type pair struct {
 	news  *os.File
 	dir   string
 	place *proc.Place
+
+	reported bool // its Summary is here: the task is over
 }
 
 // recordFile, in w, says where the processes of the task in w are, from before
@@ -95,7 +98,7 @@ func (s *Starter) Prepare(context.Context) error {
 			return nil
 		}
 	}
-	p, err := s.start()
+	p, err := s.start(true)
 	if err != nil {
 		return err
 	}
@@ -107,6 +110,7 @@ func (s *Starter) Prepare(context.Context) error {
 func (s *Starter) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.exiting.Wait()
 	if s.ready == nil {
 		return nil
 	}
@@ -128,10 +132,10 @@ func (s *Starter) take() (*pair, error) {
 			return p, nil
 		}
 	}
-	return s.start()
+	return s.start(false)
 }
 
-func (s *Starter) start() (p *pair, err error) {
+func (s *Starter) start(ahead bool) (p *pair, err error) {
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -192,7 +196,24 @@ func (s *Starter) start() (p *pair, err error) {
 	for _, f := range []*os.File{wordsR, lifeR, newsW} {
 		_ = f.Close()
 	}
+	if err := json.NewEncoder(p.words).Encode(s.setup(p, ahead)); err != nil {
+		_ = s.discard(p)
+		return nil, fmt.Errorf("task_runner takes no setup: %w", err)
+	}
 	return p, nil
+}
+
+func (s *Starter) setup(p *pair, ahead bool) *setup {
+	u := &setup{
+		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
+		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide, Ahead: ahead,
+	}
+	if path := newEnviron(s.cfg.Environ).get("LUCI_CONTEXT"); path != "" {
+		if b, err := os.ReadFile(path); err == nil && json.Valid(b) {
+			u.Context = b
+		}
+	}
+	return u
 }
 
 // rawLog is where panics of our processes go. spec bot.md §1.7.
@@ -207,14 +228,20 @@ func (s *Starter) rawLog() (*os.File, error) {
 	return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 }
 
-// discard ends a runner and removes what was made for it.
+// discard ends a runner and removes what was made for it. One that has
+// reported needs no waiting for.
 func (s *Starter) discard(p *pair) error {
 	_ = p.words.Close()
 	_ = p.life.Close()
-	select {
-	case <-p.p.Done():
-	case <-time.After(sweepLimit):
-		_ = p.p.Kill()
+	end := func() {
+		t := time.AfterFunc(sweepLimit, func() { _ = p.p.Kill() })
+		p.p.Wait()
+		t.Stop()
+	}
+	if p.reported {
+		s.exiting.Go(end)
+	} else {
+		end()
 	}
 	_ = p.news.Close()
 	err := errors.Join(p.place.Kill(sweepLimit), p.place.Remove())
@@ -237,50 +264,39 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 	if err != nil {
 		return sum, err
 	}
-	if err := p.hand(s.handover(p, job)); err != nil {
+	l := manifestLimits(job.Manifest)
+	if err := p.hand(job, l.TaskID); err != nil {
 		// It died while it waited, and did nothing yet.
 		s.cfg.Log.Warn("the waiting runner takes no job; starting another", "err", err)
 		_ = s.discard(p)
-		if p, err = s.start(); err != nil {
+		if p, err = s.start(false); err != nil {
 			return sum, err
 		}
-		if err := p.hand(s.handover(p, job)); err != nil {
+		if err := p.hand(job, l.TaskID); err != nil {
 			return sum, errors.Join(fmt.Errorf("task_runner takes no job: %w", err), s.discard(p))
 		}
 	}
-	sum = s.await(ctx, p, job)
+	sum = s.await(ctx, p, job, l)
 	return sum, s.discard(p)
 }
 
-func (s *Starter) handover(p *pair, job Job) *handover {
-	h := &handover{
-		Job: job, BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
-		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide,
-	}
-	if path := newEnviron(s.cfg.Environ).get("LUCI_CONTEXT"); path != "" {
-		if b, err := os.ReadFile(path); err == nil && json.Valid(b) {
-			h.Context = b
-		}
-	}
-	if id := manifestLimits(job.Manifest).TaskID; id != "" {
-		h.Place.Label = "SWARMING_TASK_ID=" + id
-		p.place.Label = h.Place.Label
-	}
-	return h
-}
-
 // hand gives a waiting runner its job.
-func (p *pair) hand(h *handover) error {
-	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), h.Manifest, 0o600); err != nil {
+func (p *pair) hand(job Job, task string) error {
+	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), job.Manifest, 0o600); err != nil {
 		return err
 	}
-	if p.place.Method == proc.MethodSubreaper {
+	if p.place.Method == proc.MethodSubreaper && task != "" {
+		p.place.Label = taskLabel(task)
 		if err := writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {
 			return err
 		}
 	}
-	return json.NewEncoder(p.words).Encode(h)
+	return json.NewEncoder(p.words).Encode(job)
 }
+
+// taskLabel is what every process of a task was started with in its
+// environment.
+func taskLabel(task string) string { return "SWARMING_TASK_ID=" + task }
 
 // limits are what bot_main needs of a manifest, as far as it can be read.
 type limits struct {
@@ -305,9 +321,8 @@ func (l limits) lastDitch() time.Duration {
 }
 
 // await follows a runner to its end, and ends it when it takes too long.
-func (s *Starter) await(ctx context.Context, p *pair, job Job) Summary {
+func (s *Starter) await(ctx context.Context, p *pair, job Job, l limits) Summary {
 	sum := Summary{Session: job.Session}
-	l := manifestLimits(job.Manifest)
 	news := make(chan runnerNews)
 	go func() {
 		defer close(news)
@@ -318,6 +333,9 @@ func (s *Starter) await(ctx context.Context, p *pair, job Job) Summary {
 				return
 			}
 			news <- n
+			if n.Summary != nil {
+				return
+			}
 		}
 	}()
 	var hung, kill <-chan time.Time
@@ -332,19 +350,22 @@ func (s *Starter) await(ctx context.Context, p *pair, job Job) Summary {
 			kill = time.After(2 * time.Duration(max(l.Grace, 30)) * time.Second)
 		}
 	}
-	got := false
 	for {
 		select {
 		case n, ok := <-news:
 			if !ok {
-				return s.conclude(p, sum, got, isHung)
+				sum.InternalError = "task_runner hung"
+				if !isHung {
+					sum.InternalError = fmt.Sprintf("task_runner ended (%d) without a report", p.p.Wait().Code)
+				}
+				return sum
 			}
 			if n.Ended { // what is left is the report, which may take an outage long
 				hung = time.After(defaultTiming.finalFor + 10*time.Minute)
 			}
 			if w := n.Summary; w != nil {
-				got = true
-				sum = Summary{ExitCode: w.ExitCode, HardTimeout: w.HardTimeout, IOTimeout: w.IOTimeout,
+				p.reported = true
+				return Summary{ExitCode: w.ExitCode, HardTimeout: w.HardTimeout, IOTimeout: w.IOTimeout,
 					InternalError: w.InternalError, InternalErrorReported: w.Reported, Session: cmp.Or(w.Session, job.Session)}
 			}
 		case <-done:
@@ -360,16 +381,4 @@ func (s *Starter) await(ctx context.Context, p *pair, job Job) Summary {
 			_ = p.life.Close() // run_isolated goes too
 		}
 	}
-}
-
-func (s *Starter) conclude(p *pair, sum Summary, got, hung bool) Summary {
-	status := p.p.Wait()
-	switch {
-	case got:
-	case hung:
-		sum.InternalError = "task_runner hung"
-	default:
-		sum.InternalError = fmt.Sprintf("task_runner ended (%d) without a report", status.Code)
-	}
-	return sum
 }

@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,7 +28,6 @@ func TaskRunnerMain([]string) int {
 	proc.CloseOnExec(runnerLifeFD)
 	proc.Undumpable()
 	_ = proc.Adopt() // what a killed run_isolated leaves comes to us
-	debug.SetGCPercent(50)
 	dir, err := os.Getwd()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "task_runner:", err)
@@ -43,22 +41,28 @@ func TaskRunnerMain([]string) int {
 	iso, isoErr := startIsolated(exe)
 	term := make(chan os.Signal, 8)
 	signal.Notify(term, stopSignals...)
-	debug.FreeOSMemory() // we may wait for a long time
-
 	words := json.NewDecoder(os.Stdin)
-	var h handover
-	if err := words.Decode(&h); err != nil {
+	var u setup
+	if code, ok := nextWord(words, &u, "task_runner"); !ok {
 		iso.abandon()
-		if errors.Is(err, io.EOF) {
-			return 0 // not needed
-		}
-		fmt.Fprintln(os.Stderr, "task_runner: the job does not decode:", err)
-		return 1
+		return code
+	}
+	if iso != nil {
+		isoErr = json.NewEncoder(iso.words).Encode(u)
 	}
 	log, closeLog := openLog(filepath.Join(dir, "logs", "task_runner.log"))
 	defer closeLog()
+	if u.Ahead {
+		warmRunner()
+	}
+	var job Job
+	if code, ok := nextWord(words, &job, "task_runner"); !ok {
+		iso.abandon()
+		return code
+	}
 	news := json.NewEncoder(os.NewFile(runnerNewsFD, "news"))
-	r := &taskRunner{handover: h, log: log, iso: iso, isoErr: isoErr, timing: defaultTiming, began: time.Now(),
+	r := &taskRunner{
+		setup: u, Job: job, log: log, iso: iso, isoErr: isoErr, timing: defaultTiming, began: time.Now(),
 		ended: func() { _ = news.Encode(runnerNews{Ended: true}) },
 	}
 	if r.ReceivedAt.IsZero() || r.ReceivedAt.After(r.began) {
@@ -66,9 +70,10 @@ func TaskRunnerMain([]string) int {
 	}
 	go r.watchParent(words)
 	s := r.run(term)
-	if err := writeJSON(filepath.Join(h.Dir, "task_runner_out.json"), s); err != nil {
+	if err := writeJSON(filepath.Join(r.Dir, "task_runner_out.json"), s); err != nil {
 		log.Error("task_runner_out.json not written", "err", err)
 	}
+	r.finished.Store(true)
 	if err := news.Encode(runnerNews{Summary: &summaryOnWire{
 		ExitCode: s.ExitCode, HardTimeout: s.HardTimeout, IOTimeout: s.IOTimeout,
 		InternalError: s.InternalError, Reported: s.InternalErrorReported, Session: s.Session,
@@ -76,6 +81,20 @@ func TaskRunnerMain([]string) int {
 		return 1
 	}
 	return 0
+}
+
+// nextWord reads one word of our parent into v. When there is none it says
+// with which code to exit: 0 when we are not needed.
+func nextWord(words *json.Decoder, v any, who string) (code int, ok bool) {
+	err := words.Decode(v)
+	if err == nil {
+		return 0, true
+	}
+	if errors.Is(err, io.EOF) {
+		return 0, false
+	}
+	fmt.Fprintln(os.Stderr, who+": a word does not decode:", err)
+	return 1, false
 }
 
 func openLog(path string) (*slog.Logger, func()) {
@@ -148,7 +167,8 @@ func (iso *isolated) abandon() {
 
 // taskRunner sees one task through.
 type taskRunner struct {
-	handover
+	setup
+	Job
 	manifest *botapi.Manifest
 	log      *slog.Logger
 	iso      *isolated
@@ -161,6 +181,8 @@ type taskRunner struct {
 	began   time.Time   // monotonic, unlike ReceivedAt
 	stopped chan string // why the task must stop; capacity 1, first reason wins
 	lastIO  atomic.Int64
+
+	finished atomic.Bool // all is reported: our parent need not listen any more
 }
 
 // watchParent ends everything when bot_main dies: its words end only then.
@@ -170,6 +192,9 @@ func (r *taskRunner) watchParent(words *json.Decoder) {
 		if words.Decode(&any) != nil {
 			break
 		}
+	}
+	if r.finished.Load() {
+		return
 	}
 	r.log.Error("bot_main is gone; killing the task")
 	if r.iso != nil {
@@ -185,6 +210,7 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 	s.Session = r.Session
 	m, err := parseManifest(r.Manifest)
 	r.manifest = m
+	r.Place.Label = taskLabel(m.TaskID)
 	r.stopped = make(chan string, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -302,10 +328,10 @@ func (r *taskRunner) prepare() error {
 		r.log.Warn("outputs are not kept: this bot cannot upload them yet", "task", m.TaskID, "outputs", m.Outputs)
 	}
 	job := &isolatedJob{
-		TaskID: m.TaskID, Dir: r.Dir, BotDir: r.BotDir,
+		TaskID:  m.TaskID,
 		Command: m.Command, RelativeCwd: m.RelativeCwd, HardTimeout: m.HardTimeout, GracePeriod: m.GracePeriod,
 		Environ: r.environ(), Env: m.Env, EnvPrefixes: m.EnvPrefixes, Context: context, Agent: agent,
-		BotFile: r.BotFile, Caches: m.Caches, Place: r.Place, User: r.User, Hide: r.Hide,
+		BotFile: r.BotFile, Caches: m.Caches,
 	}
 	if err := json.NewEncoder(r.iso.words).Encode(job); err != nil {
 		return fmt.Errorf("run_isolated takes no job: %w", err)
@@ -321,7 +347,7 @@ func (r *taskRunner) environ() []string {
 	e.put("SWARMING_TASK_ID", r.manifest.TaskID)
 	e.put("SWARMING_SERVER", r.Server)
 	e.put("CIPD_ARCHITECTURE", cipdArch())
-	for k, v := range r.Env {
+	for k, v := range r.Job.Env {
 		e.set(k, v)
 	}
 	return e.list()
@@ -360,16 +386,20 @@ func (r *taskRunner) persist(ctx context.Context, f func() error) error {
 
 // execute runs the announced task to its end and reports it.
 func (r *taskRunner) execute(ctx context.Context, s Summary) Summary {
-	started := make(chan time.Time, 1)
+	news := make(chan isolatedNews, 2)
 	if r.iso.news != nil {
 		go func() {
-			var n isolatedNews
-			if json.NewDecoder(r.iso.news).Decode(&n) == nil {
-				started <- n.Started
+			dec := json.NewDecoder(r.iso.news)
+			for {
+				var n isolatedNews
+				if dec.Decode(&n) != nil {
+					return
+				}
+				news <- n
 			}
 		}()
 	} else {
-		started <- time.Now()
+		news <- isolatedNews{Started: true}
 	}
 	pumped := make(chan struct{})
 	go func() { defer close(pumped); r.pump() }()
@@ -381,8 +411,10 @@ func (r *taskRunner) execute(ctx context.Context, s Summary) Summary {
 	go func() { defer close(reported); r.rep.run(ctx, over) }()
 	go func() { defer close(asked); r.rep.ask(live) }()
 
-	why := r.watch(started)
-	r.sweep()
+	why := r.watch(news)
+	if !why.done {
+		r.sweep()
+	}
 	r.drainPipe(pumped)
 	r.ended()
 	endLive()
@@ -400,13 +432,14 @@ func (r *taskRunner) word(w isolatedWord) {
 
 // endings of a task that run_isolated does not know of.
 type ending struct {
+	done      bool // run_isolated has cleaned up and left a result
 	ioTimeout bool
 	signal    bool   // we were told to stop: the bot goes away
 	reason    string // why it was stopped; "" = it ended by itself
 }
 
 // watch waits for run_isolated to end, and makes it end when it must.
-func (r *taskRunner) watch(started <-chan time.Time) (why ending) {
+func (r *taskRunner) watch(news <-chan isolatedNews) (why ending) {
 	m := r.manifest
 	var ioTimer, hung <-chan time.Time
 	stop := func(reason string) {
@@ -423,9 +456,17 @@ func (r *taskRunner) watch(started <-chan time.Time) (why ending) {
 	for {
 		select {
 		case <-r.iso.p.Done():
+			select { // its last word may still be in the pipe
+			case n := <-news:
+				why.done = n.Done
+			case <-time.After(lastWord):
+			}
 			return why
-		case <-started:
-			started = nil
+		case n := <-news:
+			if n.Done {
+				why.done = true
+				return why
+			}
 			if limit > 0 {
 				r.lastIO.Store(int64(r.now()))
 				ioTimer = time.After(limit)
@@ -450,6 +491,9 @@ func (r *taskRunner) watch(started <-chan time.Time) (why ending) {
 		}
 	}
 }
+
+// lastWord is what a word takes to come through a pipe at most.
+const lastWord = 100 * time.Millisecond
 
 // hungGrace is what run_isolated gets beyond the grace periods to clean up.
 const hungGrace = 30 * time.Second
@@ -503,7 +547,6 @@ func (r *taskRunner) drainPipe(pumped <-chan struct{}) {
 // conclude turns run_isolated's result into reports. spec bot.md §4.8.
 func (r *taskRunner) conclude(ctx context.Context, s Summary, why ending) Summary {
 	res, err := readResult(r.Dir)
-	status := r.iso.p.Wait()
 	s.IOTimeout = why.ioTimeout
 	if res != nil {
 		s.HardTimeout = res.HadHardTimeout
@@ -519,11 +562,9 @@ func (r *taskRunner) conclude(ctx context.Context, s Summary, why ending) Summar
 	case err != nil:
 		return r.fault(ctx, s, "read run_isolated's result: "+err.Error(), nil)
 	case res == nil:
-		return r.fault(ctx, s, fmt.Sprintf("run_isolated ended (%d) without a result", status.Code), nil)
+		return r.fault(ctx, s, fmt.Sprintf("run_isolated ended (%d) without a result", r.iso.p.Wait().Code), nil)
 	case res.InternalFailure != nil:
 		return r.fault(ctx, s, *res.InternalFailure, clientError(res))
-	case status.Code != 0:
-		return r.fault(ctx, s, fmt.Sprintf("run_isolated ended with %d", status.Code), nil)
 	}
 	u := r.finalUpdate(res, s)
 	s.ExitCode = u.ExitCode

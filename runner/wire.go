@@ -2,7 +2,6 @@ package runner
 
 import (
 	"encoding/json"
-	"time"
 
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/internal/proc"
@@ -19,9 +18,9 @@ const (
 	isolatedLifeFD   = 4 // ends with bot_main
 )
 
-// handover is bot_main's first word to task_runner.
-type handover struct {
-	Job
+// setup is bot_main's first word to task_runner, passed on to run_isolated: it
+// is known before there is a job. The next word is the Job.
+type setup struct {
 	BotDir  string
 	Dir     string // the work directory w
 	Environ []string
@@ -29,6 +28,7 @@ type handover struct {
 	Place   proc.Place
 	User    *proc.User
 	Hide    string
+	Ahead   bool // the job will take a while: get everything ready
 }
 
 // runnerNews are task_runner's words to bot_main.
@@ -48,11 +48,9 @@ type summaryOnWire struct {
 	Session       string
 }
 
-// isolatedJob is task_runner's first word to run_isolated: what to prepare.
+// isolatedJob is task_runner's second word to run_isolated: what to prepare.
 type isolatedJob struct {
 	TaskID      string
-	Dir         string // w
-	BotDir      string
 	Command     []string
 	RelativeCwd string
 	HardTimeout int64 // seconds, 0 = none
@@ -64,9 +62,6 @@ type isolatedJob struct {
 	Agent       json.RawMessage            // content of ${BUILDBUCKET_AGENT_CONTEXT_FILE}
 	BotFile     []byte
 	Caches      []botapi.Cache
-	Place       proc.Place
-	User        *proc.User
-	Hide        string
 }
 
 // isolatedWord is any later word to run_isolated.
@@ -75,7 +70,9 @@ type isolatedWord struct {
 	Stop bool `json:"stop,omitempty"` // SIGTERM, grace period, SIGKILL; before the start: do not start
 }
 
-// isolatedNews are run_isolated's words to task_runner.
+// isolatedNews are run_isolated's words to task_runner: one when the command
+// runs, one when the result is written and nothing is left of the task.
 type isolatedNews struct {
-	Started time.Time `json:"started"`
+	Started bool `json:"started,omitempty"`
+	Done    bool `json:"done,omitempty"`
 }

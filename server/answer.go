@@ -76,7 +76,7 @@ func read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	}
 	err := json.Unmarshal(buf.Bytes(), v)
 	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return skep.Invalidf(firstOf(te.Field, "body"), "is a JSON %s, want %s", te.Value, te.Type)
+		return skep.Invalidf(firstOf(strings.TrimPrefix(te.Field, "Attributes."), "body"), "is a JSON %s, want %s", te.Value, te.Type)
 	}
 	if err != nil {
 		return skep.Invalidf("body", "is not the JSON expected: %v", err)

@@ -50,6 +50,10 @@ type Store struct {
 // Options of Open. Zero values mean the defaults given here.
 type Options struct {
 	Now func() time.Time // stamps of rows; default time.Now
+
+	// Guest opens a SQLite file beside the server that owns it, for a short
+	// visit that touches nothing a server keeps in memory for long: tokens.
+	Guest bool
 }
 
 // Open opens the database at dsn, "postgres://…" or the path of a SQLite file
@@ -64,7 +68,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
 		err = s.openPostgres(dsn)
 	} else {
-		err = s.openSQLite(dsn)
+		err = s.openSQLite(dsn, o.Guest)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.closePools())
@@ -105,17 +109,15 @@ func redact(err error) error {
 const sqlitePragmas = "_pragma=busy_timeout(5000)&_pragma=journal_mode(wal)&_pragma=foreign_keys(1)" +
 	"&_pragma=synchronous(full)&_pragma=cache_size(-16384)&_pragma=wal_autocheckpoint(4000)"
 
-func (s *Store) openSQLite(path string) error {
+func (s *Store) openSQLite(path string, guest bool) error {
 	s.dialect = sqlite
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	s.lock = flock.New(path + ".lock")
-	if ok, err := s.lock.TryLock(); err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	} else if !ok {
-		s.lock = nil
-		return skep.Errorf(skep.Conflict, "another process uses %s; stop it, or give this one another state directory", path)
+	if !guest {
+		if err := s.own(path); err != nil {
+			return err
+		}
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -134,6 +136,20 @@ func (s *Store) openSQLite(path string) error {
 	}
 	s.pool.SetMaxOpenConns(4)
 	s.pool.SetMaxIdleConns(4)
+	return nil
+}
+
+// own makes the file this process's alone.
+func (s *Store) own(path string) error {
+	lock := flock.New(path + ".lock")
+	ok, err := lock.TryLock()
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	if !ok {
+		return skep.Errorf(skep.Conflict, "another process uses %s; stop it, or give this one another state directory", path)
+	}
+	s.lock = lock
 	return nil
 }
 

@@ -203,18 +203,14 @@ func (c *Client) Poll(ctx context.Context, req *PollRequest) (*PollResponse, jso
 // skipped, a key of a command that is not this answer's may have any shape.
 // The manifest comes back verbatim; a broken one leaves Manifest nil.
 func DecodePoll(data []byte) (*PollResponse, json.RawMessage, error) {
-	var head struct {
-		Cmd     string
-		Session *string
-	}
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(data, &all); err != nil {
 		return nil, nil, fmt.Errorf("the answer is not a JSON object: %w", err)
 	}
-	if err := json.Unmarshal(all["cmd"], &head.Cmd); err != nil || head.Cmd == "" {
+	res := &PollResponse{}
+	if err := json.Unmarshal(all["cmd"], &res.Cmd); err != nil || res.Cmd == "" {
 		return nil, nil, fmt.Errorf("the answer has no cmd")
 	}
-	res := &PollResponse{Cmd: head.Cmd}
 	_ = json.Unmarshal(all["session"], &res.Session) // one of another type is no token
 	want := func(key string, v any) error {
 		if err := json.Unmarshal(all[key], v); err != nil {
@@ -244,9 +240,13 @@ func DecodePoll(data []byte) (*PollResponse, json.RawMessage, error) {
 		}
 		return res, raw, nil
 	case CmdTerminate:
-		return res, nil, want("task_id", &res.TaskID)
+		if err := want("task_id", &res.TaskID); err != nil {
+			return nil, nil, err
+		}
 	case CmdUpdate:
-		return res, nil, want("version", &res.Version)
+		if err := want("version", &res.Version); err != nil {
+			return nil, nil, err
+		}
 	case CmdBotRestart, CmdHostReboot, CmdRestart:
 		_ = json.Unmarshal(all["message"], &res.Message) // the reason is for people only
 	}

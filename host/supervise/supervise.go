@@ -125,17 +125,16 @@ func (s *Supervisor) isEnding() ending {
 	return s.ending
 }
 
-// Running counts the bots that have a process.
-func (s *Supervisor) Running() int {
-	n := 0
+// Has reports whether the bot is to be kept and has a process.
+func (s *Supervisor) Has(id string) bool {
 	for _, k := range s.bots {
-		k.mu.Lock()
-		if k.proc != nil {
-			n++
+		if k.ID == id && !k.Retired {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			return k.proc != nil
 		}
-		k.mu.Unlock()
 	}
-	return n
+	return false
 }
 
 // process is what a keeper needs of a bot's process, its child or not.

@@ -1,0 +1,28 @@
+// Command show runs the demonstrations that an issue asks for and judges
+// them: `go run ./internal/show NAME`. It prints its figures and ends with 1
+// when a bound is missed (decisions.md 33). SKEP_SHOW=short asks for a brief
+// form.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/skepdev/skep/internal/show/chaos"
+	"github.com/skepdev/skep/internal/show/floors"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) > 0 {
+		switch args[0] {
+		case "chaos":
+			return chaos.Main(args[1:])
+		case "floors":
+			return floors.Main(args[1:])
+		}
+	}
+	fmt.Fprintln(os.Stderr, "usage: show chaos|floors [flags]")
+	return 2
+}

@@ -1,0 +1,3 @@
+package runner
+
+func botMain([]string) int { return 0 }

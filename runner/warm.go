@@ -1,0 +1,81 @@
+package runner
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// What runs for the first time in a process costs page faults and the building
+// of JSON tables: some milliseconds in all. A process that was started ahead
+// does everything once for nothing, then gives the memory back and waits.
+
+const warmManifest = `{"task_id":"10","bot_id":"b","bot_dimensions":{"id":["b"]},"hard_timeout":1,"grace_period":1,"io_timeout":1,
+"command":["true"],"env":{"A":"b"},"env_prefixes":{"P":["x"]},"caches":[],"service_accounts":{"system":{"service_account":"none"}}}`
+
+func warmRunner() {
+	m, _ := parseManifest(json.RawMessage(warmManifest))
+	ctx, _ := taskContext(nil, m, "http://127.0.0.1", nil)
+	_ = json.NewEncoder(io.Discard).Encode(isolatedJob{Command: m.Command, Env: m.Env, Context: ctx})
+	_ = json.NewEncoder(io.Discard).Encode(isolatedWord{Go: true})
+	_ = json.NewEncoder(io.Discard).Encode(runnerNews{Summary: &summaryOnWire{}})
+	_, _ = json.Marshal(Summary{})
+	for _, v := range []any{&Job{}, &result{}, &isolatedNews{}} {
+		_ = json.Unmarshal([]byte(`{"Manifest":{},"exit_code":0,"stats":{"cleanup":{"duration":1}},"done":true}`), v)
+	}
+	warmCall()
+	debug.FreeOSMemory()
+}
+
+// warmCall makes one call to ourselves.
+func warmCall() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if req, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			_, _ = io.Copy(io.Discard, req.Body)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{\"ok\":true}")
+		}
+	}()
+	c, err := botapi.NewClient(botapi.Options{Server: "http://" + l.Addr().String(), BotID: "b"})
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	code, secs := int64(0), 1.0
+	_, _ = c.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: "10", ExitCode: &code, Duration: &secs, Output: []byte("x")})
+	c.CloseIdle()
+}
+
+func warmIsolated(r *isolatedRun) {
+	for _, v := range []any{&isolatedJob{}, &isolatedWord{}} {
+		_ = json.Unmarshal([]byte(`{"Command":["a"],"Env":{"a":"b"},"Environ":["a=b"],"Context":{"a":{}},"go":true}`), v)
+	}
+	code, secs := int64(0), 1.0
+	_, _ = json.Marshal(result{ExitCode: &code, Duration: &secs, Stats: resultStats{Isolated: &botapi.IsolatedStats{}}})
+	_ = json.NewEncoder(io.Discard).Encode(isolatedNews{Started: true})
+	_ = taskEnviron(&isolatedJob{Environ: []string{"A=b"}}, r.dirs)
+	_, _ = lookup("true", r.dirs.run, "/bin")
+	// A directory is no program: this forks, and nothing runs.
+	_, _ = proc.Start(&proc.Cmd{Path: "/", Args: []string{"/"}, Dir: r.dirs.run, User: r.User, Files: []*os.File{nil, nil, nil}})
+	debug.FreeOSMemory()
+}
