@@ -71,7 +71,7 @@ func cpuOf(pids ...int) (time.Duration, error) {
 			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
 		}
 		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name may hold blanks
-		for _, i := range []int{11, 12, 13, 14} {                     // utime, stime, cutime, cstime
+		for _, i := range []int{11, 12, 13, 14} {                      // utime, stime, cutime, cstime
 			if i >= len(f) {
 				return 0, fmt.Errorf("processor time of process %d: %q", pid, b)
 			}

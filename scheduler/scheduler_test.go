@@ -1,0 +1,411 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/store"
+)
+
+// world is a scheduler in a bubble, over a SQLite file.
+type world struct {
+	*Scheduler
+	t    *testing.T
+	path string
+	stop func()
+}
+
+func newWorld(t *testing.T, path string) *world {
+	t.Helper()
+	time.Sleep(time.Until(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))) // a bubble begins in 2000, before the first task id
+	st, err := store.Open(t.Context(), path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{Scheduler: New(st, Options{Version: "v1"}), t: t, path: path}
+	if err := w.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	w.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	return w
+}
+
+// inBubble runs a test on fake time.
+func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "skep.db")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, path)
+		test(t, w)
+		w.stop()
+	})
+}
+
+func slice(expiration time.Duration, wait bool, dims ...string) skep.Slice {
+	s := skep.Slice{Expiration: expiration, WaitForCapacity: wait, Properties: skep.Properties{Command: []string{"true"}, ExecutionTimeout: time.Hour}}
+	for i := 0; i < len(dims); i += 2 {
+		s.Properties.Dimensions = append(s.Properties.Dimensions, skep.ParseConstraint(dims[i], dims[i+1]))
+	}
+	s.Properties.Dimensions.Sort()
+	return s
+}
+
+func (w *world) submit(slices ...skep.Slice) *skep.Task {
+	w.t.Helper()
+	_, t, err := w.Submit(w.t.Context(), &skep.TaskRequest{
+		Name: "t", Priority: 100, Authenticated: "user:x", ServiceAccount: "none", Slices: slices, PingTolerance: 20 * time.Minute,
+	}, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return t
+}
+
+func (w *world) bot(id string, more ...string) *skep.Bot {
+	b := &skep.Bot{ID: skep.BotID(id), Version: "v", SessionID: "s", Dimensions: skep.Dimensions{"id": {id}, "pool": {"p"}}}
+	for i := 0; i < len(more); i += 2 {
+		b.Dimensions[more[i]] = append(b.Dimensions[more[i]], more[i+1])
+	}
+	return b
+}
+
+func (w *world) poll(b *skep.Bot, key string, wait time.Duration) *skep.Task {
+	w.t.Helper()
+	cmd, err := w.Poll(w.t.Context(), Poll{Bot: b, Key: key, Wait: wait})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cmd.Task
+}
+
+func (w *world) state(t *skep.Task) skep.TaskState {
+	w.t.Helper()
+	now, err := w.store.Task(w.t.Context(), t.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return now.State
+}
+
+func TestAWaitingPollGetsANewTask(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		got := make(chan *skep.Task, 1)
+		go func() { got <- w.poll(w.bot("b1"), "k", 40*time.Second) }()
+		synctest.Wait()
+		begun := time.Now()
+		task := w.submit(slice(time.Hour, true, "pool", "p"))
+		if g := <-got; g == nil || g.ID != task.ID {
+			t.Fatalf("got %v", g)
+		}
+		if took := time.Since(begun); took != 0 { // no time passes in a bubble but by waiting
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestAPollWithoutWorkEndsInTime(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		begun := time.Now()
+		if got := w.poll(w.bot("b1"), "k", 30*time.Second); got != nil || time.Since(begun) != 30*time.Second {
+			t.Errorf("got %v after %v", got, time.Since(begun))
+		}
+		if got := w.poll(w.bot("b1"), "k", time.Hour); got != nil || time.Since(begun) != 80*time.Second {
+			t.Errorf("got %v after %v, waits are bounded", got, time.Since(begun))
+		}
+	})
+}
+
+func TestSlicesExpireInOrder(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		task := w.submit(slice(time.Minute, true, "pool", "p", "os", "A"), slice(time.Minute, true, "pool", "p", "os", "B"))
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		now, err := w.store.Task(t.Context(), task.ID)
+		if err != nil || now.State != skep.Pending || now.Slice != 1 {
+			t.Fatalf("after one slice: %+v %v", now, err)
+		}
+		if got := w.poll(w.bot("b", "os", "A"), "k", 0); got != nil {
+			t.Error("the expired slice was handed out")
+		}
+		time.Sleep(60 * time.Second)
+		synctest.Wait()
+		if s := w.state(task); s != skep.Expired {
+			t.Errorf("state %s", s)
+		}
+	})
+}
+
+func TestSlicesWithoutCapacityAreSkipped(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.poll(w.bot("b", "os", "B"), "k", 0)
+		task := w.submit(slice(time.Hour, false, "pool", "p", "os", "A"), slice(time.Hour, false, "pool", "p", "os", "B"))
+		if got := w.poll(w.bot("b", "os", "B"), "k2", 0); got == nil || got.ID != task.ID || got.Slice != 1 {
+			t.Errorf("got %+v", got)
+		}
+		if s := w.submit(slice(time.Hour, false, "pool", "p", "os", "A")).State; s != skep.NoResource {
+			t.Errorf("without any bot: %s", s)
+		}
+		late := w.submit(slice(time.Minute, true, "pool", "p", "os", "C"), slice(time.Hour, false, "pool", "p", "os", "D"))
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if s := w.state(late); s != skep.NoResource {
+			t.Errorf("last slice refused: %s", s)
+		}
+	})
+}
+
+func TestASilentBotLosesItsTask(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		task := w.submit(slice(24*time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b1"), "k", 0)
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		b, err := w.store.Bot(t.Context(), "b1")
+		if err != nil || !b.Dead || b.Task != task.ID {
+			t.Errorf("after 11 minutes: %+v %v", b, err)
+		}
+		if s := w.state(task); s != skep.Running {
+			t.Errorf("within its tolerance: %s", s)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if s := w.state(task); s != skep.BotDied {
+			t.Errorf("after its tolerance: %s", s)
+		}
+	})
+}
+
+func TestSilenceCountsOnlyWhileServed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "skep.db")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, path)
+		task := w.submit(slice(24*time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b1"), "k", 0)
+		w.stop()
+		time.Sleep(3 * time.Hour) // nobody is up
+		w = newWorld(t, path)
+		time.Sleep(19 * time.Minute)
+		synctest.Wait()
+		if s := w.state(task); s != skep.Running {
+			t.Errorf("after an outage: %s", s)
+		}
+		if ans, err := w.Report(t.Context(), skep.Report{Bot: "b1", Task: task.ID}); err != nil || !ans.OK || ans.MustStop {
+			t.Errorf("the bot comes back: %+v %v", ans, err)
+		}
+		time.Sleep(25 * time.Minute)
+		synctest.Wait()
+		if s := w.state(task); s != skep.BotDied {
+			t.Errorf("after its tolerance: %s", s)
+		}
+		w.stop()
+	})
+}
+
+func TestAnIdleFleetDiesOnlyAfterItsTimeout(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		b := w.bot("b1")
+		w.poll(b, "k", 0)
+		for range 30 { // it keeps polling
+			w.poll(w.bot("b1"), "k", 50*time.Second)
+		}
+		now, err := w.store.Bot(t.Context(), "b1")
+		if err != nil || now.Dead || now.IdleSince.IsZero() {
+			t.Errorf("%+v %v", now, err)
+		}
+	})
+}
+
+func TestChildrenEndWithTheirParent(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		parent := w.submit(slice(time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b1"), "k", 0)
+		_, child, err := w.Submit(t.Context(), &skep.TaskRequest{
+			Name: "c", Priority: 100, Authenticated: "user:x", Parent: parent.ID.RunID(), Slices: []skep.Slice{slice(time.Hour, true, "pool", "q")},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Report(t.Context(), skep.Report{Bot: "b1", Task: parent.ID, Ending: &skep.Ending{ExitCode: new(int64), Duration: new(float64)}}); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.state(child); s != skep.Canceled {
+			t.Errorf("child is %s", s)
+		}
+	})
+}
+
+// step is one move of the property test below.
+type step struct {
+	Do   string
+	Bot  string
+	Pick int // which task or key
+	Yes  bool
+	Wait time.Duration
+}
+
+// TestNoTaskIsHandedOutTwice runs random commands of bots and clients, with
+// repetitions and restarts of the server, and checks that each task has one
+// owner and never leaves a final state, and no bot runs two.
+func TestNoTaskIsHandedOutTwice(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		steps := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
+			return step{
+				Do:   rapid.SampledFrom([]string{"submit", "submit", "poll", "poll", "repeat", "report", "finish", "connect", "cancel", "restart", "pass"}).Draw(t, "do"),
+				Bot:  rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "bot"),
+				Pick: rapid.IntRange(0, 99).Draw(t, "pick"), Yes: rapid.Bool().Draw(t, "yes"),
+				Wait: time.Duration(rapid.IntRange(1, 1500).Draw(t, "seconds")) * time.Second,
+			}
+		}), 5, 40).Draw(rt, "steps")
+		path := filepath.Join(t.TempDir(), fmt.Sprintf("%p.db", rt))
+		var violation error
+		synctest.Test(t, func(t *testing.T) { violation = play(t, path, steps) })
+		if violation != nil {
+			rt.Fatal(violation)
+		}
+	})
+}
+
+// player remembers what the outside saw.
+type player struct {
+	*world
+	owner map[skep.TaskID]string
+	last  map[skep.TaskID]skep.TaskState
+	holds map[string]*skep.Task
+	keys  map[string]string
+	all   []skep.TaskID
+}
+
+func play(t *testing.T, path string, steps []step) error {
+	p := &player{
+		world: newWorld(t, path), owner: map[skep.TaskID]string{}, last: map[skep.TaskID]skep.TaskState{},
+		holds: map[string]*skep.Task{}, keys: map[string]string{},
+	}
+	defer func() { p.stop() }()
+	for i, s := range steps {
+		if err := p.step(i, s); err != nil {
+			return fmt.Errorf("step %d %+v: %w", i, s, err)
+		}
+		if err := p.check(); err != nil {
+			return fmt.Errorf("after step %d %+v: %w", i, s, err)
+		}
+	}
+	return nil
+}
+
+func (p *player) step(i int, s step) error {
+	ctx := p.t.Context()
+	me := p.bot(s.Bot, "os", map[string]string{"a": "A", "b": "B", "c": "A"}[s.Bot])
+	if s.Do == "submit" || len(p.all) == 0 {
+		p.all = append(p.all, p.submit(slice(time.Hour, true, "pool", "p", "os", []string{"A", "A|B", "B"}[s.Pick%3])).ID)
+		return nil
+	}
+	task := p.all[s.Pick%len(p.all)]
+	switch s.Do {
+	case "poll":
+		p.keys[s.Bot] = fmt.Sprint("key", i)
+		got := p.poll(me, p.keys[s.Bot], 0)
+		p.holds[s.Bot] = got
+		if got == nil {
+			return nil
+		}
+		if o, taken := p.owner[got.ID]; taken {
+			return fmt.Errorf("task %s of bot %s was handed out again", got.ID, o)
+		}
+		p.owner[got.ID] = s.Bot
+	case "repeat":
+		h := p.holds[s.Bot]
+		if h == nil || p.state(h) != skep.Running {
+			return nil
+		}
+		if got := p.poll(me, p.keys[s.Bot], 0); got == nil || got.ID != h.ID {
+			return fmt.Errorf("a repeated poll got %v, not %s", got, h.ID)
+		}
+	case "report", "finish": // also for tasks that the bot does not hold
+		r := skep.Report{Bot: me.ID, Task: task, Output: []byte("x")}
+		if s.Do == "finish" {
+			r.Ending = &skep.Ending{ExitCode: new(int64), Duration: new(float64), Lost: s.Yes}
+		}
+		_, err := p.Report(ctx, r)
+		return err
+	case "connect":
+		if err := p.Connect(ctx, me); err != nil {
+			return err
+		}
+		if h := p.holds[s.Bot]; h != nil && p.state(h) == skep.Running {
+			return fmt.Errorf("task %s survived a new process of its bot", h.ID)
+		}
+	case "cancel":
+		_, _, err := p.Cancel(ctx, task, s.Yes)
+		return err
+	case "restart":
+		p.stop()
+		p.world = newWorld(p.t, p.path)
+	case "pass":
+		time.Sleep(s.Wait)
+		synctest.Wait()
+	}
+	return nil
+}
+
+func (p *player) check() error {
+	running := map[skep.BotID]skep.TaskID{}
+	for _, id := range p.all {
+		task, err := p.store.Task(p.t.Context(), id)
+		if err != nil {
+			return err
+		}
+		if last, seen := p.last[id]; seen && last.Final() && task.State != last {
+			return fmt.Errorf("task %s left its final state %s for %s", id, last, task.State)
+		}
+		p.last[id] = task.State
+		if task.State != skep.Running {
+			continue
+		}
+		if other, two := running[task.Bot]; two {
+			return fmt.Errorf("bot %s runs %s and %s", task.Bot, other, id)
+		}
+		running[task.Bot] = id
+	}
+	return nil
+}
+
+func TestPriorityThenAge(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		var want []skep.TaskID
+		for _, p := range []int32{200, 50, 200, 50} {
+			_, task, err := w.Submit(t.Context(), &skep.TaskRequest{Name: "t", Priority: p, Slices: []skep.Slice{slice(time.Hour, true, "pool", "p", "os", fmt.Sprint(p))}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, task.ID)
+			time.Sleep(time.Millisecond)
+		}
+		want = []skep.TaskID{want[1], want[3], want[0], want[2]}
+		var got []skep.TaskID
+		for i := range want {
+			got = append(got, w.poll(w.bot(fmt.Sprint("b", i), "os", "50", "os", "200"), "k", 0).ID)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
