@@ -164,6 +164,7 @@ func States(q pb.StateQuery) (states []skep.TaskState, failure *bool, err error)
 		failure = new(false)
 	case pb.StateQuery_QUERY_COMPLETED_FAILURE:
 		failure = new(true)
+	default: // the states say it all
 	}
 	return slices.Clone(states), failure, nil
 }

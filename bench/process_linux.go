@@ -124,3 +124,10 @@ func allowFiles(n uint64) error {
 	}
 	return nil
 }
+
+// runsHere reports whether a process was started from below dir: its id alone
+// may be a stranger's by now.
+func runsHere(pid int, dir string) bool {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && strings.HasPrefix(exe, dir+"/")
+}

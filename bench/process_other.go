@@ -19,3 +19,4 @@ func rssOf(int) (float64, error)          { return 0, errNotHere }
 func cpuOf(...int) (time.Duration, error) { return 0, errNotHere }
 func treeOf(pid int) []int                { return []int{pid} }
 func allowFiles(uint64) error             { return nil }
+func runsHere(int, string) bool           { return false }

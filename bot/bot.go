@@ -29,8 +29,9 @@ import (
 type Runner interface {
 	Prepare(context.Context) error // makes the next Run start sooner
 	Run(context.Context, runner.Job) (runner.Summary, error)
-	Close() error   // ends what Prepare started
-	Method() string // how a task's processes are held together
+	Close() error                     // ends what Prepare started
+	Method() string                   // how a task's processes are held together
+	Isolation() (kind, reason string) // what keeps tasks from the bot; reason, why it is "none"
 }
 
 // Machine says what the bot runs on. *platform.Platform is one.

@@ -42,6 +42,15 @@ const markerText = `This directory belongs to a skep bot, which deletes what it 
 whenever it starts. Keep nothing of your own here.
 `
 
+// CheckName refuses a bot's executable with a name that the bot would delete
+// as a stranger's.
+func CheckName(exe string) error {
+	if name := filepath.Base(exe); !strings.HasPrefix(name, "swarming_bot") || !isOwned(name) {
+		return skep.Errorf(skep.Precondition, "%s is a bot and must be called swarming_bot, swarming_bot.exe or swarming_bot.zip; rename it", exe)
+	}
+	return nil
+}
+
 // CheckDir refuses a directory that a bot must not take: home directories, the
 // root, and any without the marker that holds something else than a bot's
 // files. Nothing is changed. decisions.md 6.

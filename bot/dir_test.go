@@ -115,6 +115,9 @@ func TestLock(t *testing.T) {
 	if _, err := TakeLock(dir); skep.KindOf(err) != skep.Conflict {
 		t.Errorf("second lock: %v, want a Conflict", err)
 	}
+	if pid, ok := Running(dir); !ok || (canReadLocked && pid != os.Getpid()) {
+		t.Errorf("Running = %d, %v, want us", pid, ok)
+	}
 	other, err := TakeLock(t.TempDir())
 	if err != nil {
 		t.Errorf("another directory: %v", err)
@@ -122,6 +125,9 @@ func TestLock(t *testing.T) {
 	_ = other.Release()
 	if err := l.Release(); err != nil {
 		t.Fatal(err)
+	}
+	if pid, ok := Running(dir); ok {
+		t.Errorf("after release: process %d still runs", pid)
 	}
 	again, err := TakeLock(dir)
 	if err != nil {

@@ -169,8 +169,8 @@ func (r *fakeRunner) Close() error {
 	r.closed++
 	return nil
 }
-func (r *fakeRunner) Method() string    { return "fake" }
-func (r *fakeRunner) Isolation() string { return "none" }
+func (r *fakeRunner) Method() string              { return "fake" }
+func (r *fakeRunner) Isolation() (string, string) { return "none", "a fake" }
 
 type fakeMachine struct {
 	ready chan struct{}

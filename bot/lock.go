@@ -60,8 +60,22 @@ func (l *Lock) write() error {
 // Release gives the lock up; the file stays.
 func (l *Lock) Release() error { return l.f.Close() }
 
+// Running reports whether a bot runs in dir, and its process id. It takes the
+// lock for a moment when none does.
+func Running(dir string) (pid int, running bool) {
+	f, err := os.OpenFile(filepath.Join(dir, LockFile), os.O_RDWR, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	if held, err := lockFile(f); err != nil || !held {
+		return 0, false
+	}
+	return LockedBy(dir), true
+}
+
 // LockedBy returns the process id in dir's lock file, 0 if there is none. It
-// does not say whether that process still runs; try TakeLock for that.
+// does not say whether that process still runs; see Running.
 func LockedBy(dir string) int {
 	data, err := os.ReadFile(filepath.Join(dir, LockFile))
 	if err != nil {

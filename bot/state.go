@@ -14,8 +14,10 @@ func (b *Bot) addOurs(state map[string]any) {
 	if m := b.cfg.Runner.Method(); m != "" {
 		ours["containment"] = m
 	}
-	if r, ok := b.cfg.Runner.(interface{ Isolation() string }); ok {
-		ours["isolation"] = r.Isolation()
+	kind, reason := b.cfg.Runner.Isolation()
+	ours["isolation"] = kind
+	if reason != "" {
+		ours["isolation_reason"] = reason
 	}
 	state["skep"] = ours
 }

@@ -1,3 +1,5 @@
+//go:build unix
+
 package botcli
 
 import (
@@ -10,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -205,23 +206,17 @@ func runManifest(id, script string) string {
 	return string(m)
 }
 
-func skipWithoutPOSIX(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("signals and sh")
-	}
-}
-
 // A whole life: start, slot, task, output, drain.
 func TestBotRunsATaskAndDrains(t *testing.T) {
-	skipWithoutPOSIX(t)
 	s := newFakeServer(t)
 	p := startProcess(t, install(t, s.URL), "start_bot")
 	if c := s.next(t, "poll", nil); c.auth != "Bearer secret-of-b1" {
 		t.Errorf("authorization = %q", c.auth)
 	}
-	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.Process.Pid))
-	if runtime.GOOS == "linux" && filepath.Base(exe) != "swarming_bot.1" {
-		t.Errorf("the bot runs from %s, want slot 1", exe)
+	if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Process.Pid)); err == nil {
+		if exe, _, _ := strings.Cut(string(args), "\x00"); filepath.Base(exe) != "swarming_bot.1" {
+			t.Errorf("the bot runs as %s, want slot 1", exe)
+		}
 	}
 	s.polls <- runManifest("5a00000000000111", `echo hi; env | grep -c SKEP_; cat /proc/$PPID/environ 2>&1 | tr '\0' '\n' | grep -c secret-of; exit 3`)
 	final := s.next(t, "task_update", func(c apiCall) bool { return c.body["exit_code"] != nil })
@@ -318,7 +313,6 @@ func TestTerminateEndsTheBot(t *testing.T) {
 }
 
 func TestStopEndsATask(t *testing.T) {
-	skipWithoutPOSIX(t)
 	for _, how := range [][]os.Signal{{syscall.SIGINT}, {syscall.SIGTERM, syscall.SIGTERM}} {
 		t.Run(fmt.Sprint(how), func(t *testing.T) {
 			s := newFakeServer(t)
@@ -363,7 +357,6 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func TestDiagnosticsDoNotEndTheBot(t *testing.T) {
-	skipWithoutPOSIX(t)
 	s := newFakeServer(t)
 	p := startProcess(t, install(t, s.URL), "start_bot")
 	s.next(t, "poll", nil)
@@ -420,7 +413,6 @@ func TestShell(t *testing.T) {
 
 // The process is replaced in place: same id, same lock, same credential.
 func TestRestartInPlace(t *testing.T) {
-	skipWithoutPOSIX(t)
 	s := newFakeServer(t)
 	p := startProcess(t, install(t, s.URL), "start_bot")
 	first := s.next(t, "handshake", nil)

@@ -92,6 +92,9 @@ func (s *site) occupy() (*bot.Lock, error) {
 			}
 		}
 	}
+	if err := bot.CheckName(s.exe); err != nil {
+		return nil, err
+	}
 	if err := bot.CheckDir(s.dir); err != nil {
 		return nil, err
 	}
@@ -132,12 +135,9 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 	return 0, err
 }
 
-// takeToken makes this process closed to others and takes the credential out of
-// its environment, before anything is started. decisions.md 9, 11.
+// takeToken takes the credential out of the environment, before anything is
+// started. decisions.md 9.
 func takeToken(log *slog.Logger) string {
-	if err := bot.HideProcess(); err != nil {
-		log.Warn("this process stays visible to its user's other processes", "err", err)
-	}
 	token, err := bot.TakeSecret(envToken)
 	if err != nil {
 		log.Error("the credential stays visible in /proc", "err", err)
@@ -168,6 +168,13 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, token string, resta
 		}
 		return map[string]string{"Authorization": "Bearer " + token}
 	}
+	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log})
+	// Not sooner: what a closed process starts cannot be given a user namespace,
+	// which the starter just tried; and even we may not write our own memory
+	// through /proc afterwards.
+	if err := bot.HideProcess(); err != nil {
+		log.Warn("this process stays visible to its user's other processes", "err", err)
+	}
 	roots, err := s.roots()
 	if err != nil {
 		return nil, err
@@ -181,7 +188,7 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, token string, resta
 	cfg := bot.Config{
 		ID: id, Dir: s.dir, Version: <-version, Server: s.config.Server, Client: client, Headers: headers,
 		RootCAs: []byte(s.config.TLSCA), Machine: machine,
-		Runner:     runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log}),
+		Runner:     starter,
 		StartAhead: os.Getenv(envStartAhead) != "0",
 		Restart:    restart,
 		Clean:      func() []error { return bot.CleanDir(s.dir) },

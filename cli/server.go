@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"os"
+	"runtime/pprof"
 
 	"github.com/spf13/cobra"
 )
@@ -9,6 +11,7 @@ import (
 // newServerCommand: a server without bots.
 func newServerCommand(env *Env) *cobra.Command {
 	var flags serverFlags
+	var profile string
 	cmd := &cobra.Command{
 		Use:   "server [flags]",
 		Short: "Run a server",
@@ -17,6 +20,17 @@ func newServerCommand(env *Env) *cobra.Command {
 			"Ctrl-C or SIGTERM ends it; tasks go on and report to the next one.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if profile != "" {
+				f, err := os.Create(profile)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				if err := pprof.StartCPUProfile(f); err != nil {
+					return err
+				}
+				defer pprof.StopCPUProfile()
+			}
 			s, err := openService(cmd.Context(), env, &flags)
 			if err != nil {
 				return err
@@ -40,5 +54,7 @@ func newServerCommand(env *Env) *cobra.Command {
 		},
 	}
 	flags.register(cmd)
+	cmd.Flags().StringVar(&profile, "cpuprofile", "", "write a profile of the processor's time to `FILE`")
+	_ = cmd.Flags().MarkHidden("cpuprofile")
 	return cmd
 }

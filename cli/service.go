@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +60,9 @@ func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service,
 	if s.store, err = store.Open(ctx, dsn, store.Options{}); err != nil {
 		return nil, err
 	}
+	if err := s.logDurability(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.checkTokens(ctx); err != nil {
 		return nil, err
 	}
@@ -79,6 +84,21 @@ func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service,
 		}
 	}
 	return s, nil
+}
+
+// logDurability says what a commit survives, as the engine tells it on the
+// connection that writes. skep bench reads it from here.
+func (s *service) logDurability(ctx context.Context) error {
+	settings, err := s.store.Durability(ctx)
+	if err != nil {
+		return err
+	}
+	attrs := []any{"engine", s.store.Engine()}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		attrs = append(attrs, name, settings[name])
+	}
+	s.log.InfoContext(ctx, "store open", attrs...)
+	return nil
 }
 
 // checkTokens refuses a door that nobody watches (decisions.md 7).

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/host/supervise"

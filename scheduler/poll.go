@@ -219,7 +219,7 @@ func (s *Scheduler) repeat(ctx context.Context, id skep.TaskID, bot skep.BotID, 
 func (s *Scheduler) lose(tx *store.Tx, id skep.TaskID, bot skep.BotID) (*skep.Task, error) {
 	t, err := tx.LockTask(id)
 	if skep.KindOf(err) == skep.NotFound && err != nil {
-		return nil, nil
+		return nil, nil //nolint:nilerr // nothing to end
 	}
 	if err != nil {
 		return nil, err

@@ -77,7 +77,7 @@ func (s *Scheduler) stray(ctx context.Context, tx *store.Tx, r skep.Report) (Ans
 	case err != nil && skep.KindOf(err) != skep.NotFound:
 		return Answer{}, err
 	case err != nil || t.Bot != r.Bot:
-		return Answer{MustStop: r.Ending == nil, Reason: reasonForeign}, nil
+		return Answer{MustStop: r.Ending == nil, Reason: reasonForeign}, nil //nolint:nilerr // not found is the answer
 	default:
 		return Answer{OK: true, MustStop: r.Ending == nil, Reason: reasonFinished}, nil
 	}

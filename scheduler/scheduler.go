@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
-
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,7 +34,6 @@ type Scheduler struct {
 	queues *queues
 	hub    *hub
 	expiry chan time.Time // wakes the expiry loop early
-
 }
 
 // New returns a scheduler over s. Run must be called for it to do anything by
@@ -153,6 +151,10 @@ func metaTime(ctx context.Context, tx *store.Tx, key string) (time.Time, error) 
 
 // moved writes the one log line of a task's move.
 func (s *Scheduler) moved(ctx context.Context, t *skep.Task, from skep.TaskState) {
+	if from == 0 {
+		s.o.Log.InfoContext(ctx, "task created", "task", t.ID.String(), "to", t.State.String())
+		return
+	}
 	s.o.Log.InfoContext(ctx, "task moved", "task", t.ID.String(), "from", from.String(), "to", t.State.String(), "bot", string(t.Bot))
 }
 

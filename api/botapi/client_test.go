@@ -3,9 +3,11 @@ package botapi
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -320,4 +322,50 @@ func FuzzDecodePoll(f *testing.F) {
 			t.Errorf("task %q, in the raw manifest %q", res.Manifest.TaskID, ManifestTask(raw))
 		}
 	})
+}
+
+func TestTLS(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "Server up") }))
+	defer s.Close()
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	for _, trusted := range []bool{true, false} {
+		opt := Options{Server: s.URL}
+		if trusted {
+			opt.RootCAs = roots
+		}
+		c, err := NewClient(opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Ping(t.Context()); (err == nil) != trusted {
+			t.Errorf("trusted %v: err = %v", trusted, err)
+		}
+		c.CloseIdle()
+	}
+}
+
+func TestToken(t *testing.T) {
+	var got TokenRequest
+	c := newTestClient(t, func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewDecoder(r.Body).Decode(&got)
+		if r.URL.Path == PathIDToken {
+			w.WriteHeader(400)
+			io.WriteString(w, `{"error":"no such account"}`)
+			return
+		}
+		io.WriteString(w, `{"service_account":"none"}`)
+	})
+	c.SetSession("s")
+	req := &TokenRequest{AccountID: "task", TaskID: "5a1", Scopes: []string{"x"}}
+	if res, err := c.Token(t.Context(), PathOAuthToken, req); err != nil || res.ServiceAccount != "none" {
+		t.Errorf("answer = %+v, %v", res, err)
+	}
+	if want := (TokenRequest{AccountID: "task", ID: "b1", TaskID: "5a1", Session: "s", Scopes: []string{"x"}}); !cmp.Equal(want, got) {
+		t.Errorf("request = %+v, want %+v", got, want)
+	}
+	if _, err := c.Token(t.Context(), PathIDToken, req); StatusOf(err) != 400 || IsTransient(err) {
+		t.Errorf("err = %v, want a final 400", err)
+	}
 }

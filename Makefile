@@ -1,0 +1,100 @@
+# Targets for people and for .ci/run; `make help` lists them. Nothing here needs more than Go, git and make, except
+# that the race detector wants a C compiler and the PostgreSQL tests want SKEP_TEST_POSTGRES.
+
+GO ?= go
+LINT = $(GO) tool -modfile=tools/go.mod golangci-lint
+
+# What is shipped: one static file each. skep-bot is stripped, as every task starts it again.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath
+BOT = -ldflags "-s -w"
+PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+CROSS = $(filter-out linux/%,$(PLATFORMS))
+
+# The race detector needs cgo, and that a C compiler.
+RACE := $(if $(shell command -v $$($(GO) env CC)),-race)
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r t d; do printf '%-10s %s\n' "$$t" "$$d"; done
+
+.PHONY: up
+up: build ## build and run a whole fleet on this machine; flags in UP="--bots 2"
+	bin/skep up $(UP)
+
+.PHONY: build
+build: ## build bin/skep and bin/skep-bot
+	@mkdir -p bin
+	$(BUILD) -o bin/skep ./cmd/skep
+	$(BUILD) $(BOT) -o bin/skep-bot ./cmd/skep-bot
+
+.PHONY: bots
+bots: ## build skep-bot for every platform into bin/
+	@mkdir -p bin
+	@set -e; for p in $(PLATFORMS); do os=$${p%/*} arch=$${p#*/}; ext=; [ $$os != windows ] || ext=.exe; \
+		echo "skep-bot-$$os-$$arch$$ext"; \
+		GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o bin/skep-bot-$$os-$$arch$$ext ./cmd/skep-bot; done
+
+.PHONY: dist
+dist: ## build what a release holds, for every platform, into dist/ with checksums
+	@rm -rf dist && mkdir -p dist
+	@set -e; for p in $(PLATFORMS); do os=$${p%/*} arch=$${p#*/}; ext=; [ $$os != windows ] || ext=.exe; \
+		for c in skep skep-bot; do echo "$$c-$$os-$$arch$$ext"; \
+			GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o dist/$$c-$$os-$$arch$$ext ./cmd/$$c; done; done
+	@cp LICENSE CHANGELOG.md dist/ && cd dist && sha256sum * > SHA256SUMS
+
+.PHONY: test
+test: ## run all tests, with the race detector where there is a C compiler
+	@$(if $(RACE),true,echo "make test: NO RACE DETECTOR: there is no C compiler ($$($(GO) env CC)) on this machine")
+	@$(if $(SKEP_TEST_POSTGRES),true,echo "make test: NO POSTGRESQL: its tests are skipped; SKEP_TEST_POSTGRES=postgres://… names one to use")
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on ./...
+
+.PHONY: lint
+lint: vet lint-go lint-generated cross ## everything that is checked without running it
+
+.PHONY: vet
+vet:
+	@unformatted=$$(git ls-files '*.go' | xargs -r gofmt -l); [ -z "$$unformatted" ] || { echo "gofmt would change:" $$unformatted; exit 1; }
+	$(GO) vet ./...
+
+.PHONY: lint-go
+lint-go:
+	$(LINT) run ./...
+
+# What is generated must be what the generators make now. The state before is compared, so that it works in a
+# tree with changes of its own.
+.PHONY: lint-generated
+lint-generated:
+	@before=$$(git status --porcelain; git diff HEAD) && $(MAKE) generate && after=$$(git status --porcelain; git diff HEAD) && \
+		if [ "$$before" != "$$after" ]; then git status --short; echo "make generate changed files; commit what it made"; exit 1; fi
+
+.PHONY: cross
+cross: ## build for the platforms that tests do not run on
+	@set -e; for p in $(CROSS); do echo "build for $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) build ./...; done
+
+.PHONY: fmt
+fmt: ## format all Go files
+	$(LINT) fmt ./...
+
+.PHONY: generate
+generate: ## remake generated code and drawings
+	$(GO) generate ./...
+
+.PHONY: bench
+bench: build ## run every benchmark and print the figures of this machine
+	@set -e; for c in dispatch lifecycle overhead idle; do bin/skep bench $$c; done
+
+# The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5
+show-1.1: ## a fresh clone is ready in 2 s and runs a first task
+	$(GO) run ./internal/show fresh
+show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
+	$(GO) run ./internal/show gostd
+show-1.3: build ## 1,000 tasks while servers, bots and databases are killed
+	$(GO) run ./internal/show chaos
+show-1.4: build ## speed and size reach their floors
+	$(GO) run ./internal/show floors
+show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
+	$(GO) run ./internal/show fuzz
