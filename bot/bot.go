@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -178,10 +179,13 @@ func (b *Bot) Run(ctx context.Context) error {
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		b.out.run(sending)
+		pause := backoff.Exponential{Min: time.Second, Max: 5 * time.Minute}
+		for sending.Err() == nil {
+			b.survive(sending, &pause, func() { b.out.run(sending) })
+		}
 	}()
 	for b.idle.Err() == nil {
-		b.survive(b.step)
+		b.survive(b.idle, &b.badCmds, b.step)
 	}
 	stopSending()
 	<-sent
@@ -220,8 +224,7 @@ func (b *Bot) Error(text string) { b.out.post(botapi.EventError, text) }
 
 // attributes is what the bot says of itself now.
 func (b *Bot) attributes() botapi.Attributes {
-	state := b.cfg.Machine.State()
-	dims := b.cfg.Machine.Dimensions()
+	dims, state := b.lookAround()
 	dims["id"] = []string{b.cfg.ID}
 
 	b.mu.Lock()
@@ -255,6 +258,22 @@ func (b *Bot) attributes() botapi.Attributes {
 		})
 	}
 	return botapi.Attributes{Dimensions: dims, State: data, Version: b.cfg.Version}
+}
+
+// lookAround asks the machine. If that breaks, the bot is ill and can still
+// poll for the version that mends it. rows B8, B37.
+func (b *Bot) lookAround() (dims map[string][]string, state map[string]any) {
+	defer func() {
+		if r := recover(); r != nil {
+			text := panicText(r, debug.Stack())
+			dims, state = map[string][]string{}, map[string]any{"quarantined": text, "running_time": 0}
+			b.mu.Lock()
+			maps.Copy(dims, b.lastGood)
+			b.mu.Unlock()
+			b.Error(text)
+		}
+	}()
+	return b.cfg.Machine.Dimensions(), b.cfg.Machine.State()
 }
 
 // Attributes is what `skep-bot attributes` prints.

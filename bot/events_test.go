@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,23 +126,43 @@ func TestEndWithoutServerIsQuick(t *testing.T) {
 func TestPanicIsReportedAndSurvived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
-		n := 0
-		f.machine.dims = func() map[string][]string {
-			if n++; n == 3 {
-				panic("broken hook")
+		var n atomic.Int32
+		f.server.answer = func(_ *fakeServer, c call) (int, string) {
+			if c.path == "poll" && n.Add(1) == 3 {
+				panic("broken code")
 			}
-			return map[string][]string{"pool": {"p"}}
+			return 0, ""
 		}
 		wait := f.start(t)
 		time.Sleep(time.Minute)
 		f.Drain("test")
 		wait()
-		e := f.server.of("event")[0]
-		if !strings.HasPrefix(e.str("message"), "panic: broken hook") {
+		if e := f.server.of("event")[0]; !strings.HasPrefix(e.str("message"), "panic: broken code") {
 			t.Errorf("event = %q", e.str("message"))
 		}
 		if len(f.server.of("poll")) < 10 {
 			t.Error("the bot did not go on polling")
+		}
+	})
+}
+
+func TestBrokenMachineIsQuarantined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		f.machine.dims = func() map[string][]string { panic("broken hook") }
+		wait := f.start(t)
+		time.Sleep(time.Minute)
+		f.Drain("test")
+		wait()
+		polls := f.server.of("poll")
+		if len(polls) < 10 {
+			t.Fatal("the bot did not go on polling")
+		}
+		if q, _ := polls[5].state()["quarantined"].(string); !strings.HasPrefix(q, "panic: broken hook") {
+			t.Errorf("state = %v, want a quarantine", polls[5].state())
+		}
+		if n := len(f.server.of("event")); n != 2 {
+			t.Errorf("%d events, want the error once and bot_shutdown", n)
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/backoff"
 )
 
 // Bounds of what a server may ask for.
@@ -198,13 +199,14 @@ func clampSleep(secs float64) time.Duration {
 }
 
 // survive calls f and turns a panic into an event: as long as the bot can poll,
-// the server can mend it. spec bot.md §8.3, rows B25, B37.
-func (b *Bot) survive(f func()) {
+// the server can mend it. Then it pauses, unless ctx ends. spec bot.md §8.3,
+// rows B25, B37.
+func (b *Bot) survive(ctx context.Context, pause *backoff.Exponential, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.log.Error("panic", "err", r, "stack", string(debug.Stack()))
 			b.Error(panicText(r, debug.Stack()))
-			_ = b.badCmds.Sleep(b.idle, 0)
+			_ = pause.Sleep(ctx, 0)
 		}
 	}()
 	f()

@@ -8,11 +8,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/botcli"
 	"github.com/skepdev/skep/cli"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"skep": func() { os.Exit(cli.Main()) }})
+	bot := func() { os.Exit(botcli.Main()) }
+	testscript.Main(m, map[string]func(){
+		"skep":     func() { os.Exit(cli.Main()) },
+		"skep-bot": bot, "swarming_bot": bot, "swarming_bot.1": bot, "swarming_bot.2": bot,
+	})
 }
 
 // TestScripts runs the command line as users type it, against a fake server

@@ -13,23 +13,25 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/host/supervise"
 	"github.com/skepdev/skep/internal/atomicfile"
+	"github.com/skepdev/skep/store"
 )
 
 // crew is what the bots of skep up are made of.
 type crew struct {
-	env  *Env
-	dir  string // holds one directory per bot
-	code []byte // the composed executable
-	vars []string
+	store *store.Store
+	dir   string // holds one directory per bot
+	code  []byte // the composed executable
+	vars  []string
 }
 
 // newCrew composes the bot and returns a supervisor of n of them. Bots of an
 // earlier skep up that are too many by now are drained.
 func newCrew(ctx context.Context, env *Env, s *service, botDir string, n int) (*supervise.Supervisor, error) {
-	c := &crew{env: env, dir: filepath.Join(s.stateDir, "bots")}
+	c := &crew{store: s.store, dir: filepath.Join(s.stateDir, "bots")}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -69,7 +71,17 @@ func (c *crew) bot(id string) supervise.Bot {
 	return supervise.Bot{
 		ID: id, Dir: dir, Env: append(slices.Clone(c.vars), "SWARMING_BOT_ID="+id),
 		Prepare: func() (string, error) { return c.prepare(dir) },
+		Ended:   func() bool { return c.ended(skep.BotID(id)) },
 	}
+}
+
+// ended reports whether the last that the server heard of a bot was its
+// leave.
+func (c *crew) ended(id skep.BotID) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), readyPatience)
+	defer cancel()
+	b, err := c.store.Bot(ctx, id)
+	return err == nil && b.Dead && strings.HasPrefix(b.LastEvent, string(skep.EventShutdown))
 }
 
 // prepare writes the bot's executable where it is not there yet.

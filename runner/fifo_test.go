@@ -11,8 +11,10 @@ import (
 // may use them, since the task has another user id.
 func fifo(t testing.TB, dir string, names ...string) {
 	t.Helper()
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o777); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, n := range names {
 		path := filepath.Join(dir, n)

@@ -27,7 +27,7 @@ func RunIsolatedMain(args []string) int {
 	if slices.Contains(args, initFlag) {
 		return proc.InitMain()
 	}
-	proc.CloseOnExec(isolatedNewsFD, isolatedLifeFD)
+	proc.KeepDescriptors()
 	proc.Undumpable()
 	term := make(chan os.Signal, 8)
 	signal.Notify(term, stopSignals...)

@@ -25,7 +25,7 @@ import (
 // on standard input for one task, sees it through and exits: 0 when the task
 // was handled, even if it failed. Its working directory is the bot's.
 func TaskRunnerMain([]string) int {
-	proc.CloseOnExec(runnerLifeFD)
+	proc.KeepDescriptors()
 	proc.Undumpable()
 	_ = proc.Adopt() // what a killed run_isolated leaves comes to us
 	dir, err := os.Getwd()

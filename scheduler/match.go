@@ -15,7 +15,7 @@ import (
 // starts a round at once; under load, what came in during a round is served
 // together by the next.
 func (s *Scheduler) matchLoop(ctx context.Context) error {
-	defer s.queues.endAll()
+	defer s.Drain()
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
 	for {
@@ -44,13 +44,15 @@ func (s *Scheduler) match(ctx context.Context) {
 	err := s.store.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
 		emptied, claims = nil, map[*waiter]Command{}
 		var waiting []store.Waiting
+		left := map[skep.QueueID]int{}
 		for _, q := range r.queues {
 			ws, err := tx.WaitingTasks(q.id, len(q.waiters))
 			if err != nil {
 				return err
 			}
-			if len(ws) < len(q.waiters) {
-				emptied = append(emptied, q)
+			left[q.id] = len(ws)
+			if len(ws) == len(q.waiters) {
+				left[q.id]++ // there may be more
 			}
 			waiting = append(waiting, ws...)
 		}
@@ -60,6 +62,14 @@ func (s *Scheduler) match(ctx context.Context) {
 				return err
 			}
 			claims[m.waiter] = cmd
+			if cmd.Task != nil {
+				left[m.task.Task.Queue]--
+			}
+		}
+		for _, q := range r.queues {
+			if left[q.id] == 0 {
+				emptied = append(emptied, q)
+			}
 		}
 		return nil
 	})
@@ -68,12 +78,12 @@ func (s *Scheduler) match(ctx context.Context) {
 		claims = nil
 		emptied = nil
 	}
-	for _, c := range claims {
-		s.moved(ctx, c.Task, skep.Pending)
-	}
 	s.queues.finish(r, emptied, claims, err)
 	for _, c := range claims {
-		s.hub.notify(c.Task.ID)
+		if c.Task != nil {
+			s.moved(ctx, c.Task, skep.Pending)
+			s.hub.notify(c.Task.ID)
+		}
 	}
 }
 
@@ -109,7 +119,8 @@ func assign(tasks []store.Waiting, queues []roundQueue) []pair {
 	return out
 }
 
-// claim makes a waiting task the bot's.
+// claim makes a waiting task the bot's. Without an error, no Task means that
+// the bot has one already.
 func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, error) {
 	t, b := m.Task, w.bot
 	if err := t.Move(skep.Running, tx.Now); err != nil {
@@ -127,10 +138,13 @@ func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, er
 	if m.Request.IsTermination() {
 		event = skep.EventTerminate
 	}
-	if err := tx.ClaimTask(t); err != nil {
+	// An earlier poll of the bot may have got a task since this one came in.
+	// Then this poll gets nothing, and the next one tells what became of it.
+	free, err := tx.Occupy(b.ID, t.ID, m.Request.Name, string(event)+":"+w.key)
+	if err != nil || !free {
 		return Command{}, err
 	}
-	if err := tx.TaskOfBot(b.ID, t.ID, m.Request.Name, string(event)+":"+w.key); err != nil {
+	if err := tx.ClaimTask(t); err != nil {
 		return Command{}, err
 	}
 	if err := tx.AddTaskEvent(b.ID, event, "", t.ID); err != nil {

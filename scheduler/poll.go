@@ -140,8 +140,11 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			return cmd, err
 		}
 	}
-	fresh := s.fleet.heard(b.ID, s.o.Now())
-	if old == nil || old.Task != 0 || fresh || old.Dead || old.Terminated != 0 || old.SessionID != b.SessionID || old.Version != b.Version ||
+	if b.SessionID == "" && old != nil {
+		b.SessionID = old.SessionID // it speaks without a session of ours
+	}
+	due := s.fleet.heard(b.ID, s.o.Now())
+	if old == nil || old.Task != 0 || due || old.Dead || old.Terminated != 0 || old.SessionID != b.SessionID || old.Version != b.Version ||
 		old.Quarantined != "" || old.Maintenance != "" || !old.Dimensions.Equal(b.Dimensions) {
 		event := skep.EventIdle
 		if old != nil && old.Task == 0 {
@@ -234,9 +237,12 @@ func (s *Scheduler) lose(tx *store.Tx, id skep.TaskID, bot skep.BotID) (*skep.Ta
 	return t, tx.SaveTask(t)
 }
 
-// EndWaits answers every waiting poll with nothing, so that all bots come back
-// and hear what changed.
-func (s *Scheduler) EndWaits() { s.queues.endAll() }
+// Drain ends every wait, of bots and of readers, and lets nobody wait any
+// more, so that the server can close its listener. It may be called twice.
+func (s *Scheduler) Drain() {
+	s.queues.close()
+	s.hub.close()
+}
 
 // Event notes something that a bot reports of itself. key, when not empty,
 // makes a direct repetition of the call harmless.

@@ -16,6 +16,8 @@ type queues struct {
 	all  map[skep.QueueID]*queue
 	bots map[skep.BotID]*waiter // the one waiting poll of each bot
 	wake chan struct{}
+
+	closed bool // no poll waits any more
 }
 
 type queue struct {
@@ -107,6 +109,10 @@ func (qs *queues) enter(w *waiter) (work bool) {
 	qs.bots[w.bot.ID] = w
 	if work {
 		qs.kick()
+	}
+	if qs.closed {
+		w.reply <- Command{}
+		qs.end(w)
 	}
 	return work
 }
@@ -224,6 +230,11 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 			continue
 		}
 		w.reply <- cmd
+		// The bot may have sent the poll again meanwhile, as its connection broke.
+		if now := qs.bots[w.bot.ID]; now != nil && now != w && claimed && now.key == w.key {
+			now.reply <- cmd
+			qs.end(now)
+		}
 		qs.end(w)
 	}
 	if again || len(claims) > 0 {
@@ -236,11 +247,11 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 	}
 }
 
-// endAll answers all waits with nothing: the server shuts down, or something
-// changed that every bot must hear of.
-func (qs *queues) endAll() {
+// close answers all waits, those to come too, with nothing.
+func (qs *queues) close() {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
+	qs.closed = true
 	for _, w := range qs.bots {
 		if !w.gone && !w.matching {
 			w.reply <- Command{}

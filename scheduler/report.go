@@ -125,7 +125,7 @@ func (s *Scheduler) finish(ctx context.Context, r skep.Report) (Answer, error) {
 		case t.State == skep.Killed || t.State == skep.Canceled:
 			event = skep.EventKilled
 		}
-		if err := tx.TaskOfBot(r.Bot, 0, "", string(event)+":"+t.ID.String()); err != nil {
+		if err := tx.Release(r.Bot, t.ID, string(event)+":"+t.ID.String()); err != nil {
 			return err
 		}
 		done = t
@@ -178,6 +178,8 @@ func (s *Scheduler) Control(ctx context.Context, bot skep.BotID, id skep.TaskID,
 		select {
 		case <-changed:
 		case <-timer.C:
+			return ans, nil
+		case <-s.hub.closed:
 			return ans, nil
 		case <-ctx.Done():
 			return ans, ctx.Err()

@@ -80,12 +80,15 @@ const queueLife = 4 * time.Hour
 
 // Find returns a task with its request, or a NotFound error.
 func (s *Scheduler) Find(ctx context.Context, id skep.TaskID) (*skep.TaskRequest, *skep.Task, error) {
-	req, err := s.store.Request(ctx, id)
+	found, err := s.store.Find(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := s.store.Task(ctx, id)
-	return req, t, err
+	l, ok := found[id]
+	if !ok {
+		return nil, nil, skep.Errorf(skep.NotFound, "no such task: %s", id)
+	}
+	return l.Request, l.Task, nil
 }
 
 // place queues the first slice from i on that may wait or that some known bot

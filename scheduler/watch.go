@@ -11,8 +11,9 @@ import (
 // hub wakes those who look at a task: readers of its output, and its bot,
 // which wants to know whether it must stop and whether anybody reads.
 type hub struct {
-	mu    sync.Mutex
-	tasks map[skep.TaskID]*topic
+	mu     sync.Mutex
+	tasks  map[skep.TaskID]*topic
+	closed chan struct{} // nobody waits any more
 }
 
 type topic struct {
@@ -25,7 +26,17 @@ type topic struct {
 // sequence of bounded calls.
 const linger = 2 * time.Second
 
-func newHub() *hub { return &hub{tasks: map[skep.TaskID]*topic{}} }
+func newHub() *hub { return &hub{tasks: map[skep.TaskID]*topic{}, closed: make(chan struct{})} }
+
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.closed:
+	default:
+		close(h.closed)
+	}
+}
 
 func (h *hub) topic(id skep.TaskID) *topic {
 	t := h.tasks[id]
@@ -146,6 +157,8 @@ func (s *Scheduler) Watch(ctx context.Context, id skep.TaskID, offset int64, kno
 		case <-changed:
 		case <-net.C:
 		case <-timer.C:
+			return v, nil
+		case <-s.hub.closed:
 			return v, nil
 		case <-ctx.Done():
 			return v, ctx.Err()

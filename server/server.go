@@ -179,8 +179,9 @@ func (s *Server) notFound(_ http.ResponseWriter, r *http.Request) error {
 	return skep.Errorf(skep.NotFound, "no such endpoint: %s %s", r.Method, r.URL.Path)
 }
 
-// Drain answers the waits of all bots, so that the listener can be closed.
-func (s *Server) Drain() { s.sched.EndWaits() }
+// Drain ends the waits of all bots and readers, so that the listener can be
+// closed at once.
+func (s *Server) Drain() { s.sched.Drain() }
 
 // quiet reports whether err only says that the caller went away.
 func quiet(err error) bool { return errors.Is(err, context.Canceled) }

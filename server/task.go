@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 
 	"google.golang.org/genproto/googleapis/rpc/status"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/store"
 )
 
 // maxBatch bounds the ids of one call. spec api-v2.md §6.3.
@@ -48,64 +48,68 @@ func (s *Server) getRequest(ctx context.Context, req *pb.TaskIdRequest) (*pb.Tas
 	return api.Request(r), nil
 }
 
-// batch checks a list of ids: not too many, all well formed, none twice.
-func batch(field string, ids []string) error {
-	if len(ids) == 0 || len(ids) > maxBatch {
-		return skep.Invalidf(field, "has %d ids, want 1 to %d", len(ids), maxBatch)
+// batch reads the tasks of a list of ids: not too many, all well formed, none
+// twice.
+func (s *Server) batch(ctx context.Context, field string, texts []string) (ids []skep.TaskID, found map[skep.TaskID]store.Listed, err error) {
+	if len(texts) == 0 || len(texts) > maxBatch {
+		return nil, nil, skep.Invalidf(field, "has %d ids, want 1 to %d", len(texts), maxBatch)
 	}
-	seen := make(map[skep.TaskID]bool, len(ids))
-	for _, text := range ids {
+	seen := make(map[skep.TaskID]bool, len(texts))
+	for _, text := range texts {
 		id, err := skep.ParseTaskID(text)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		if seen[id] {
-			return skep.Invalidf(field, "%s is there twice", text)
+			return nil, nil, skep.Invalidf(field, "%s is there twice", text)
 		}
 		seen[id] = true
+		ids = append(ids, id)
 	}
-	return nil
+	found, err = s.store.Find(ctx, ids...)
+	return ids, found, err
+}
+
+// item returns one task of a batch that the caller may see.
+func item(ctx context.Context, found map[skep.TaskID]store.Listed, id skep.TaskID) (store.Listed, error) {
+	l, ok := found[id]
+	if !ok {
+		return l, skep.Errorf(skep.NotFound, "no such task")
+	}
+	return l, mustForTask(ctx, permGetTask, l.Request)
 }
 
 func (s *Server) batchGetResult(ctx context.Context, req *pb.BatchGetResultRequest) (*pb.BatchGetResultResponse, error) {
-	if err := batch("task_ids", req.TaskIds); err != nil {
+	ids, found, err := s.batch(ctx, "task_ids", req.TaskIds)
+	if err != nil {
 		return nil, err
 	}
 	out := &pb.BatchGetResultResponse{}
-	for _, id := range req.TaskIds {
-		item := &pb.BatchGetResultResponse_ResultOrError{TaskId: id}
-		r, t, err := s.find(ctx, id, permGetTask)
-		if err != nil {
-			item.Outcome = &pb.BatchGetResultResponse_ResultOrError_Error{Error: s.itemStatus(ctx, err)}
+	for i, id := range ids {
+		one := &pb.BatchGetResultResponse_ResultOrError{TaskId: req.TaskIds[i]}
+		if l, err := item(ctx, found, id); err != nil {
+			st := prpc.StatusOf(err)
+			one.Outcome = &pb.BatchGetResultResponse_ResultOrError_Error{Error: &status.Status{Code: st.Code, Message: st.Message}}
 		} else {
-			item.Outcome = &pb.BatchGetResultResponse_ResultOrError_Result{Result: api.Result(r, t, req.IncludePerformanceStats)}
+			one.Outcome = &pb.BatchGetResultResponse_ResultOrError_Result{Result: api.Result(l.Request, l.Task, req.IncludePerformanceStats)}
 		}
-		out.Results = append(out.Results, item)
+		out.Results = append(out.Results, one)
 	}
-	return out, ctx.Err()
-}
-
-// itemStatus tells of one item what may be told.
-func (s *Server) itemStatus(ctx context.Context, err error) *status.Status {
-	st := prpc.StatusOf(err)
-	if skep.KindOf(err) == skep.Internal {
-		s.log.ErrorContext(ctx, "read task", "err", err)
-		return &status.Status{Code: 13, Message: "storage error"}
-	}
-	return &status.Status{Code: st.Code, Message: st.Message}
+	return out, nil
 }
 
 func (s *Server) listTaskStates(ctx context.Context, req *pb.TaskStatesRequest) (*pb.TaskStates, error) {
-	if err := batch("task_id", req.TaskId); err != nil {
+	ids, found, err := s.batch(ctx, "task_id", req.TaskId)
+	if err != nil {
 		return nil, err
 	}
 	out := &pb.TaskStates{}
-	for _, id := range req.TaskId {
-		_, t, err := s.find(ctx, id, permGetTask)
+	for i, id := range ids {
+		l, err := item(ctx, found, id)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", id, err)
+			return nil, skep.Errorf(skep.KindOf(err), "%s: %w", req.TaskId[i], err)
 		}
-		out.States = append(out.States, pb.TaskState(t.State))
+		out.States = append(out.States, pb.TaskState(l.Task.State))
 	}
 	return out, nil
 }

@@ -137,11 +137,23 @@ func (tx *Tx) snapshot(b *skep.Bot) (dims, state string, id int64, err error) {
 	return dims, state, id, err
 }
 
-// TaskOfBot sets what a bot runs (0 = nothing) and notes the event that did
-// it, without touching the rest of its record.
-func (tx *Tx) TaskOfBot(b skep.BotID, task skep.TaskID, name, event string) error {
-	_, err := tx.exec(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1`,
+// Occupy notes that a bot took a task, without touching the rest of its
+// record. free is false, and nothing changes, when it has one already.
+func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name, event string) (free bool, err error) {
+	res, err := tx.exec(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1 AND task = 0`,
 		b, task, name, event, micros(tx.Now))
+	if err != nil {
+		return false, fmt.Errorf("store task of bot %s: %w", b, err)
+	}
+	n, err := res.RowsAffected()
+	return n == 1, err
+}
+
+// Release notes that a bot ended a task. If it has another one by now, that
+// one stays.
+func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
+	_, err := tx.exec(`UPDATE bots SET task = 0, task_name = '', last_event = $3, idle_us = 0, last_seen_us = $4, dead = 0 WHERE id = $1 AND task = $2`,
+		b, task, event, micros(tx.Now))
 	if err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
 	}

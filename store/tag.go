@@ -155,6 +155,37 @@ func scanListed(row scanner) (l Listed, err error) {
 	return l, err
 }
 
+// Find returns those of the tasks that exist, with their requests.
+func (r reads) Find(ctx context.Context, ids ...skep.TaskID) (map[skep.TaskID]Listed, error) {
+	size := 1 // a few sizes, so that few statements are prepared
+	for size < len(ids) {
+		size *= 8
+	}
+	marks := make([]string, size)
+	args := make([]any, size)
+	for i := range size {
+		marks[i] = fmt.Sprintf("$%d", i+1)
+		args[i] = skep.TaskID(0)
+		if i < len(ids) {
+			args[i] = ids[i]
+		}
+	}
+	rows, err := r.q.query(ctx, `SELECT `+taskColumns+`, r.body FROM tasks t JOIN task_requests r ON r.id = t.id WHERE t.id IN (`+strings.Join(marks, ",")+`)`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read tasks: %w", err)
+	}
+	defer rows.Close()
+	out := make(map[skep.TaskID]Listed, len(ids))
+	for rows.Next() {
+		l, err := scanListed(rows)
+		if err != nil {
+			return nil, fmt.Errorf("read tasks: %w", err)
+		}
+		out[l.Task.ID] = l
+	}
+	return out, rows.Err()
+}
+
 // CountTasks returns how many tasks match.
 func (r reads) CountTasks(ctx context.Context, f TaskFilter) (int, error) {
 	if f.State.NoMatch {

@@ -38,6 +38,11 @@ type Bot struct {
 	// Prepare brings the bot's executable in Dir up to date and returns its
 	// path. It is called before each start.
 	Prepare func() (exe string, err error)
+
+	// Ended reports whether the bot took leave before its process ended, so
+	// that it is not started again. It is asked where the exit code cannot be
+	// known, because an earlier supervisor started the bot; nil = it did not.
+	Ended func() bool
 }
 
 // Options are what a Supervisor may do without.
@@ -182,6 +187,9 @@ func (k *keeper) keep(ctx context.Context) {
 		}
 		started := time.Now()
 		clean, err := k.watch(ctx, p)
+		if _, known := p.(child); !known && err == nil && k.Ended != nil {
+			clean = k.Ended()
+		}
 		switch {
 		case err != nil: // ctx ended, the bot goes on
 			return

@@ -117,7 +117,7 @@ func (pl *Place) startInit(c *Cmd) (*Process, error) {
 // ends the rest.
 func InitMain() int {
 	runtime.LockOSThread()
-	CloseOnExec(initJobFD, initNewsFD, initTaskFD, initTaskFD+1, initTaskFD+2)
+	KeepDescriptors()
 	news := json.NewEncoder(os.NewFile(initNewsFD, "news"))
 	var job initJob
 	if err := json.NewDecoder(os.NewFile(initJobFD, "job")).Decode(&job); err != nil {

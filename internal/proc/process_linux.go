@@ -2,7 +2,9 @@ package proc
 
 import (
 	"fmt"
+	"math"
 	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -66,10 +68,23 @@ func waitEnd(pid int) {
 	}
 }
 
-// CloseOnExec keeps inherited descriptors from the process's own children.
-func CloseOnExec(fds ...int) {
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
+// KeepDescriptors keeps every descriptor above 2 that this process inherited
+// from its own children: ours, and those that leaked from whoever started us.
+func KeepDescriptors() {
+	if unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	// A kernel before 5.11.
+	d, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	for _, n := range names {
+		if fd, err := strconv.Atoi(n); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
 	}
 }
 

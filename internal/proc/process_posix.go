@@ -19,9 +19,10 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 // gone, which the system keeps reserved while the group has members.
 func waitEnd(int) {}
 
-// CloseOnExec keeps inherited descriptors from the process's own children.
-func CloseOnExec(fds ...int) {
-	for _, fd := range fds {
+// KeepDescriptors keeps every descriptor above 2 that this process inherited
+// from its own children.
+func KeepDescriptors() {
+	for fd := 3; fd < 256; fd++ {
 		syscall.CloseOnExec(fd)
 	}
 }

@@ -46,8 +46,8 @@ func (p *Process) Kill() error {
 	return p.handle.Kill()
 }
 
-// CloseOnExec does nothing: handles are inherited by list.
-func CloseOnExec(...int) {}
+// KeepDescriptors does nothing: handles are inherited by list.
+func KeepDescriptors() {}
 
 // Undumpable does nothing here.
 func Undumpable() {}

@@ -10,6 +10,9 @@ import (
 
 	"github.com/skepdev/skep/internal/show/chaos"
 	"github.com/skepdev/skep/internal/show/floors"
+	"github.com/skepdev/skep/internal/show/fresh"
+	"github.com/skepdev/skep/internal/show/fuzz"
+	"github.com/skepdev/skep/internal/show/gostd"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -21,8 +24,14 @@ func run(args []string) int {
 			return chaos.Main(args[1:])
 		case "floors":
 			return floors.Main(args[1:])
+		case "fresh":
+			return fresh.Main(args[1:])
+		case "fuzz":
+			return fuzz.Main(args[1:])
+		case "gostd":
+			return gostd.Main(args[1:])
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: show chaos|floors [flags]")
+	fmt.Fprintln(os.Stderr, "usage: show chaos|floors|fresh|fuzz|gostd [flags]")
 	return 2
 }

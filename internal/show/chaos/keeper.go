@@ -18,11 +18,12 @@ type keeper struct {
 	cmd  func() *proc.Cmd // a fresh one at each call, without Files
 	log  string           // file for its standard output and error
 
-	mu      sync.Mutex
-	p       *proc.Process
-	cause   string // who makes it end; "" = nobody does
-	started int
-	exits   []exit // those without a cause
+	scene sync.Mutex // held from a kill until what it left was looked at
+
+	mu    sync.Mutex
+	p     *proc.Process
+	cause string // who makes it end; "" = nobody does
+	exits []exit // those without a cause
 }
 
 // early is the life of a process that did not get going; the next try pauses.
@@ -33,33 +34,29 @@ const early = 2 * time.Second
 func (k *keeper) run(ctx context.Context) error {
 	for {
 		p, err := k.start()
-		if err != nil {
-			return fmt.Errorf("start %s: %w", k.name, err)
+		if err != nil || p == nil {
+			return err
 		}
 		select {
 		case <-p.Done():
 		case <-ctx.Done():
 			k.because(causeEnd)
 			_ = p.Kill()
-			p.Wait()
 		}
+		status := p.Wait()
 		k.mu.Lock()
 		cause := k.cause
 		if cause == "" {
-			k.exits = append(k.exits, exit{k.name, p.Wait().Code, p.Wait().Ended})
+			k.exits = append(k.exits, exit{k.name, status.Code, status.Ended})
 		}
-		if cause != causeEnd {
+		if cause == causeKill {
 			k.cause = ""
 		}
 		k.mu.Unlock()
-		if cause == causeEnd {
-			return nil
-		}
-		if cause == "" && p.Wait().Ended.Sub(p.Started) < early {
+		if cause == "" && status.Ended.Sub(p.Started) < early {
 			select {
 			case <-time.After(200 * time.Millisecond):
 			case <-ctx.Done():
-				return nil
 			}
 		}
 	}
@@ -70,7 +67,16 @@ const (
 	causeEnd  = "end"
 )
 
+// start starts the process once nobody looks at what its predecessor left. It
+// returns nil when there shall be none.
 func (k *keeper) start() (*proc.Process, error) {
+	k.scene.Lock()
+	defer k.scene.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cause == causeEnd {
+		return nil, nil
+	}
 	f, err := os.OpenFile(k.log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -81,12 +87,9 @@ func (k *keeper) start() (*proc.Process, error) {
 	cmd.ParentDeath = true // nothing outlives us, whatever becomes of us
 	p, err := proc.Start(cmd)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("start %s: %w", k.name, err)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.p = p
-	k.started++
 	return p, nil
 }
 
@@ -94,23 +97,23 @@ func (k *keeper) start() (*proc.Process, error) {
 func (k *keeper) because(cause string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.cause != causeEnd {
-		k.cause = cause
-	}
+	k.cause = cause
 }
 
-// process returns the present one and how often one was started; nil before
-// the first.
-func (k *keeper) process() (*proc.Process, int) {
+// process returns the present one, or the last; nil before the first.
+func (k *keeper) process() *proc.Process {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.p, k.started
+	return k.p
 }
 
 var errNotRunning = errors.New("it does not run")
 
-// kill is kill -9. It returns when the process is gone.
-func (k *keeper) kill() (pid int, at time.Time, err error) {
+// kill is kill -9. When the process is gone it calls look, and only then
+// another one is started.
+func (k *keeper) kill(look func()) (pid int, at time.Time, err error) {
+	k.scene.Lock()
+	defer k.scene.Unlock()
 	k.mu.Lock()
 	p := k.p
 	if p == nil || k.cause != "" {
@@ -121,17 +124,21 @@ func (k *keeper) kill() (pid int, at time.Time, err error) {
 	k.mu.Unlock()
 	at = time.Now()
 	if err := p.Kill(); err != nil {
-		return p.Pid, at, err // it has ended by itself just now
+		k.because("") // it has ended by itself just now
+		return p.Pid, at, err
 	}
 	p.Wait()
+	look()
 	return p.Pid, at, nil
 }
 
 // end asks the process to end (SIGTERM) and returns when it has: true when it
 // did so within patience and with code 0. Otherwise it was killed.
 func (k *keeper) end(patience time.Duration) bool {
+	k.scene.Lock()
 	k.because(causeEnd)
-	p, _ := k.process()
+	p := k.process()
+	k.scene.Unlock()
 	if p == nil {
 		return false
 	}

@@ -16,6 +16,8 @@ func (p process) alive() bool { return false }
 
 func (p process) kill() error { return errors.ErrUnsupported }
 
+func readProcess(int) (process, bool) { return process{}, false }
+
 func marked(string) ([]process, error) { return nil, errors.ErrUnsupported }
 
 func below(int) []process { return nil }

@@ -25,6 +25,7 @@ type evidence struct {
 	Exits   []exit
 	Left    []string // processes, cgroups, work directories that are still there
 	Plan    []strike
+	Phases  []phase // that must be hit
 }
 
 // result is what the server says of a task.
@@ -225,15 +226,13 @@ func judgePlan(e *evidence) []violation {
 		have[strike{k.Victim, k.Phase}]++
 		hit[k.Phase] = true
 	}
-	wanted := false
 	for _, s := range e.Plan {
-		wanted = wanted || s.Phase != phaseNone
 		if have[s]--; have[s] < 0 {
 			out = append(out, violation{rulePlan, string(s.Victim), fmt.Sprintf("not killed in phase %s as often as planned", s.Phase)})
 		}
 	}
-	for _, p := range phases {
-		if wanted && !hit[p] {
+	for _, p := range e.Phases {
+		if !hit[p] {
 			out = append(out, violation{rulePhases, string(p), ""})
 		}
 	}

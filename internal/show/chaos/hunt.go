@@ -1,0 +1,300 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	pb "github.com/skepdev/skep/api/swarmingpb"
+)
+
+// Pauses between two looks.
+const (
+	glance = 200 * time.Microsecond // while waiting for a moment to strike
+	stroll = 3 * time.Millisecond   // while nothing is due
+)
+
+// tries bounds how often one strike is repeated because its moment was missed.
+const tries = 8
+
+// hunt does every strike of the plan, each when its share of the tasks has
+// ended and a bot is in its phase.
+func (fl *fleet) hunt(ctx context.Context) error {
+	for i, s := range fl.form.Plan {
+		if err := fl.until(ctx, func() bool { return fl.ledger.ended() >= fl.form.due(i) }); err != nil {
+			return fmt.Errorf("strike %d, %s in %s: %w", i+1, s.Victim, s.Phase, err)
+		}
+		for try := 0; ; try++ {
+			ok, err := fl.strike(ctx, i, s)
+			if err != nil {
+				return fmt.Errorf("strike %d, %s in %s: %w", i+1, s.Victim, s.Phase, err)
+			}
+			if ok || try == tries {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// until looks at everything from time to time until cond holds.
+func (fl *fleet) until(ctx context.Context, cond func() bool) error {
+	for {
+		if _, err := fl.look(); err != nil {
+			return err
+		}
+		if cond() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(stroll):
+		}
+	}
+}
+
+// look sees all bots as they are now.
+func (fl *fleet) look() ([]sight, error) {
+	work := fl.form.Tasks-fl.ledger.ended() > 2*len(fl.bots)
+	out := make([]sight, len(fl.bots))
+	for i, b := range fl.bots {
+		before := b.run
+		out[i] = sight{Run: b.look(), Work: work, Been: b.been}
+		if b.run != "" && b.run != before {
+			for _, dir := range b.places() {
+				fl.places[dir] = true
+			}
+		}
+	}
+	if err := fl.ledger.read(); err != nil { // after the manifests: a task's words come later than its manifest
+		return nil, err
+	}
+	for i := range out {
+		out[i].Said = fl.ledger.said(out[i].Run)
+	}
+	return out, nil
+}
+
+// errNoMoment says that no bot came into the phase.
+var errNoMoment = errors.New("the moment did not come")
+
+// strike waits for the moment, kills, and looks whether it was that moment. It
+// returns false when it has to be done again.
+func (fl *fleet) strike(ctx context.Context, i int, s strike) (bool, error) {
+	if s.Phase == phaseSubmit {
+		return fl.strikeSubmit(ctx, i, s.Victim)
+	}
+	b, see, err := fl.moment(ctx, s)
+	if err != nil {
+		return false, err
+	}
+	k := kill{Victim: s.Victim, Bot: b.id, Run: see.Run}
+	var after []sight
+	afterwards := func() {
+		after, err = fl.look()
+	}
+	switch s.Victim {
+	case victimBot:
+		k.Gone, err = fl.killBot(b, &k, afterwards)
+	case victimRunner, victimIsolated:
+		err = fl.killHelper(b, &k, afterwards)
+	case victimServer, victimUp:
+		k.PID, k.At, err = fl.server.kill(afterwards)
+	case victimDatabase:
+		k.PID, k.At, err = fl.database.kill(afterwards)
+	}
+	if err != nil {
+		return false, nil //nolint:nilerr // the victim had just ended, the moment is over
+	}
+	then := fl.sightOf(after, b)
+	if then.phase() == s.Phase && then.Run == see.Run {
+		k.Phase = s.Phase
+	}
+	if !s.Victim.onBot() {
+		k.Caught, k.Bot, k.Run = map[phase]int{}, "", ""
+		for _, x := range after {
+			if p := x.phase(); p != phaseNone {
+				k.Caught[p]++
+			}
+		}
+		if err := fl.ready(ctx, 30*time.Second); err != nil {
+			return false, err
+		}
+	}
+	if k.Phase == phaseFinal && !fl.confirm(ctx, see.Run, k.At) {
+		k.Phase = phaseNone
+	}
+	fl.kills = append(fl.kills, k)
+	return k.Phase == s.Phase, nil
+}
+
+func (fl *fleet) sightOf(all []sight, b *member) sight {
+	for i, x := range fl.bots {
+		if x == b && i < len(all) {
+			return all[i]
+		}
+	}
+	return sight{}
+}
+
+// confirm asks the server whether a task had not ended at the moment of a
+// kill: its bot had said so to nobody, or died with it.
+func (fl *fleet) confirm(ctx context.Context, run string, at time.Time) bool {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		r, err := fl.client.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: taskOf(run)})
+		if err != nil {
+			return false
+		}
+		if r := resultOf(r); !r.Completed.IsZero() {
+			return r.Completed.After(at)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// momentPatience is how long a phase is waited for; with tasks waiting each
+// comes many times a second.
+const momentPatience = 20 * time.Second
+
+// moment waits until some bot is in the strike's phase and returns it.
+func (fl *fleet) moment(ctx context.Context, s strike) (*member, sight, error) {
+	ctx, cancel := context.WithTimeout(ctx, momentPatience)
+	defer cancel()
+	for {
+		all, err := fl.look()
+		if err != nil {
+			return nil, sight{}, err
+		}
+		for _, i := range fl.rng.Perm(len(all)) {
+			if all[i].phase() == s.Phase && fl.bots[i].pid() != 0 {
+				return fl.bots[i], all[i], nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, sight{}, errNoMoment
+		case <-time.After(glance):
+		}
+	}
+}
+
+// strikeSubmit kills while NewTask calls have no answer.
+func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error) {
+	keep := fl.server
+	if v == victimDatabase {
+		keep = fl.database
+	}
+	for {
+		if fl.tasks.acked.Load() >= int64(fl.form.Tasks) {
+			return false, errors.New("everything is submitted already")
+		}
+		if fl.tasks.acked.Load() >= int64(fl.form.acked(i)) && fl.tasks.pending.Load() > 0 {
+			break
+		}
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		time.Sleep(glance)
+	}
+	k := kill{Victim: v, Caught: map[phase]int{}}
+	failed := fl.tasks.failed.Load()
+	var after []sight
+	var err, lookErr error
+	if k.PID, k.At, err = keep.kill(func() { after, lookErr = fl.look() }); err != nil || lookErr != nil {
+		return false, errors.Join(err, lookErr)
+	}
+	for _, x := range after {
+		if p := x.phase(); p != phaseNone {
+			k.Caught[p]++
+		}
+	}
+	if err := fl.ready(ctx, 30*time.Second); err != nil {
+		return false, err
+	}
+	// Calls that were under way at that moment had no answer.
+	if k.Pending = int(fl.tasks.failed.Load() - failed); k.Pending > 0 {
+		k.Phase = phaseSubmit
+	}
+	fl.kills = append(fl.kills, k)
+	return k.Phase == phaseSubmit, nil
+}
+
+// treePatience bounds the wait for a dead bot's processes.
+const treePatience = 5 * time.Second
+
+// killBot kills bot_main and returns how long it took until nothing below it
+// was left, negative when something stayed.
+func (fl *fleet) killBot(b *member, k *kill, look func()) (time.Duration, error) {
+	tree := below(b.pid())
+	for _, dir := range b.places() {
+		fl.places[dir] = true
+	}
+	var err error
+	// What a new bot finds must be seen before it cleans up, and that its
+	// predecessor's processes are gone must not be the new one's doing.
+	gone := time.Duration(-1)
+	k.PID, k.At, err = fl.killMain(b, func(at time.Time) {
+		look()
+		for end := at.Add(treePatience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			if !anyAlive(tree) {
+				gone = time.Since(at)
+				return
+			}
+		}
+	})
+	b.reborn()
+	return gone, err
+}
+
+func (fl *fleet) killMain(b *member, look func(time.Time)) (int, time.Time, error) {
+	if b.keep != nil {
+		at := time.Now()
+		return b.keep.kill(func() { look(at) })
+	}
+	p, ok := readProcess(b.pid())
+	if !ok {
+		return 0, time.Time{}, errNotRunning
+	}
+	at := time.Now()
+	if err := p.kill(); err != nil {
+		return p.PID, at, err
+	}
+	look(at)
+	return p.PID, at, nil
+}
+
+func anyAlive(ps []process) bool {
+	for _, p := range ps {
+		if p.alive() {
+			return true
+		}
+	}
+	return false
+}
+
+// killHelper kills a bot's task_runner or run_isolated.
+func (fl *fleet) killHelper(b *member, k *kill, look func()) error {
+	for _, p := range below(b.pid()) {
+		if f := strings.Fields(p.Cmd); len(f) == 2 && f[1] == string(k.Victim) {
+			k.PID, k.At = p.PID, time.Now()
+			if err := p.kill(); err != nil {
+				return err
+			}
+			for end := k.At.Add(time.Second); p.alive() && time.Now().Before(end); {
+				time.Sleep(glance)
+			}
+			look()
+			return nil
+		}
+	}
+	return errNotRunning
+}

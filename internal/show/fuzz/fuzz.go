@@ -1,0 +1,122 @@
+// Package fuzz runs every fuzz target of the repository for a while.
+package fuzz
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// How long each target runs, unless SKEP_FUZZTIME says so.
+const (
+	longTime  = "10s"
+	shortTime = "3s"
+)
+
+// Main runs the demonstration and returns an exit code. Arguments are package
+// patterns; none means all of the module.
+func Main(args []string) int {
+	if len(args) == 0 {
+		args = []string{"./..."}
+	}
+	if err := show(args); err != nil {
+		fmt.Fprintln(os.Stderr, "show fuzz:", err)
+		return 1
+	}
+	return 0
+}
+
+// target is one fuzz test.
+type target struct{ pkg, name string }
+
+func show(patterns []string) error {
+	each := longTime
+	if os.Getenv("SKEP_SHOW") == "short" {
+		each = shortTime
+	}
+	each = cmp.Or(os.Getenv("SKEP_FUZZTIME"), each)
+	targets, err := find(patterns)
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 {
+		return errors.New("there are no fuzz targets")
+	}
+	start := time.Now()
+	var failed []string
+	for _, t := range targets {
+		execs, err := run(t, each)
+		if err != nil {
+			failed = append(failed, t.pkg+"."+t.name)
+			fmt.Printf("FAIL  %-28s %s\n%s\n", t.name, t.pkg, err)
+			continue
+		}
+		fmt.Printf("ok    %-28s %s   %s\n", t.name, t.pkg, execs)
+	}
+	fmt.Printf("%d targets for %s each, %d failed, %v in all\n", len(targets), each, len(failed), time.Since(start).Round(time.Second))
+	if len(failed) > 0 {
+		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
+	}
+	return nil
+}
+
+var fuzzFunc = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(\w+ \*testing\.F\)`)
+
+// find reads the test files that this platform builds. Asking `go test -list`
+// instead would link every test of the module.
+func find(patterns []string) ([]target, error) {
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, patterns...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	var targets []target
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath, Dir           string
+			TestGoFiles, XTestGoFiles []string
+		}
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return targets, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("go list: %w", err)
+		}
+		for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+			src, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				return nil, err
+			}
+			for _, m := range fuzzFunc.FindAllSubmatch(src, -1) {
+				targets = append(targets, target{p.ImportPath, string(m[1])})
+			}
+		}
+	}
+}
+
+var lastExecs = regexp.MustCompile(`execs: \d+ \(\d+/sec\)`)
+
+// run fuzzes one target and returns how much it was tried.
+func run(t target, each string) (string, error) {
+	out, err := exec.Command("go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+each, t.pkg).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	all := lastExecs.FindAll(out, -1)
+	var tried string
+	for _, e := range all { // the last line says 0/sec
+		if !strings.Contains(string(e), "(0/sec)") || tried == "" {
+			tried = string(e)
+		}
+	}
+	return tried, nil
+}
