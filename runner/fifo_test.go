@@ -1,21 +1,34 @@
 package runner
 
 import (
+	"bufio"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
-// fifo makes pipes by which a test and a task wait for each other; everybody
-// may use them, since the task has another user id.
-func fifo(t testing.TB, dir string, names ...string) {
+// sharedDir is a directory that tasks may use whatever their user, and that no
+// view hides.
+func sharedDir(t testing.TB) string {
 	t.Helper()
-	for _, d := range []string{dir, filepath.Dir(dir)} {
-		if err := os.Chmod(d, 0o777); err != nil {
-			t.Fatal(err)
-		}
+	dir, err := os.MkdirTemp("", "skep-test")
+	if err == nil {
+		err = os.Chmod(dir, 0o777)
 	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// fifos makes pipes by which a test and a task wait for each other. They stay
+// open on the test's side.
+func fifos(t testing.TB, names ...string) (dir string, pipes map[string]*os.File) {
+	t.Helper()
+	dir, pipes = sharedDir(t), map[string]*os.File{}
 	for _, n := range names {
 		path := filepath.Join(dir, n)
 		if err := syscall.Mkfifo(path, 0o666); err != nil {
@@ -24,28 +37,31 @@ func fifo(t testing.TB, dir string, names ...string) {
 		if err := os.Chmod(path, 0o666); err != nil {
 			t.Fatal(err)
 		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		pipes[n] = f
 	}
+	return dir, pipes
 }
 
-// write lets a task that reads the pipe go on.
-func write(t testing.TB, path string) {
+// release lets a task that reads a line from the pipe go on.
+func release(t testing.TB, f *os.File) {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteString("go\n")
-		f.Close()
-	}
-	if err != nil {
+	if _, err := f.WriteString("go\n"); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// read waits until a task has written to the pipe.
-func read(t testing.TB, path string) string {
+// line waits for a line that a task writes to the pipe.
+func line(t testing.TB, f *os.File) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	_ = f.SetReadDeadline(time.Now().Add(20 * time.Second))
+	s, err := bufio.NewReader(f).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(b)
+	return s[:len(s)-1]
 }

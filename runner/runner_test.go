@@ -375,21 +375,20 @@ func TestOutage(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			server, s := newTaskServer(t), newStarter(t)
-			dir := t.TempDir()
+			dir, pipes := fifos(t, "a", "b", "c")
 			server.set(func() { server.watched = true })
 			done := make(chan Summary)
-			fifo(t, dir, "a", "b", "c")
 			// The task says when it has written 3 MB, with nobody there to take them.
 			go func() {
 				done <- run(t, s, server, sh(fmt.Sprintf("echo begin; read x < %[1]s/a; seq 400000; echo written > %[1]s/b; read x < %[1]s/c; echo end", dir)))
 			}()
 			server.until(t, "begin", func() bool { return bytes.HasPrefix(server.output, []byte("begin\n")) })
 			back := tt.away(server)
-			write(t, dir+"/a")
-			read(t, dir+"/b")
+			release(t, pipes["a"])
+			line(t, pipes["b"])
 			back()
 			server.until(t, "the outage's output", func() bool { return bytes.HasSuffix(server.output, []byte("400000\n")) })
-			write(t, dir+"/c")
+			release(t, pipes["c"])
 			sum := <-done
 			var want bytes.Buffer
 			want.WriteString("begin\n")
@@ -434,9 +433,8 @@ func TestCancel(t *testing.T) {
 // TestWatched measures from a write to the server's having it.
 func TestWatched(t *testing.T) {
 	server, s := newTaskServer(t), newStarter(t)
-	dir := t.TempDir()
+	dir, pipes := fifos(t, "a", "b")
 	done := make(chan Summary)
-	fifo(t, dir, "a", "b")
 	go func() {
 		done <- run(t, s, server, sh(fmt.Sprintf("echo one; read x < %[1]s/a; date +%%s%%N; read x < %[1]s/b", dir)))
 	}()
@@ -447,7 +445,7 @@ func TestWatched(t *testing.T) {
 	if took := time.Since(flip); took > 500*time.Millisecond {
 		t.Errorf("the first reader waited for %v", took)
 	}
-	write(t, dir+"/a")
+	release(t, pipes["a"])
 	server.until(t, "the date", func() bool { return len(server.output) > 4 })
 	now := time.Now()
 	out, _, _ := server.got()
@@ -456,7 +454,7 @@ func TestWatched(t *testing.T) {
 	} else {
 		t.Logf("watched output took %.1f ms", took)
 	}
-	write(t, dir+"/b")
+	release(t, pipes["b"])
 	<-done
 }
 
@@ -532,13 +530,12 @@ func TestStop(t *testing.T) {
 func TestFinalRefused(t *testing.T) {
 	server, s := newTaskServer(t), newStarter(t)
 	server.set(func() { server.watched = true })
-	dir := t.TempDir()
-	fifo(t, dir, "a")
+	dir, pipes := fifos(t, "a")
 	done := make(chan Summary)
 	go func() { done <- run(t, s, server, sh("echo up; read x < "+dir+"/a")) }()
 	server.until(t, "up", func() bool { return string(server.output) == "up\n" })
 	server.set(func() { server.status = http.StatusForbidden })
-	write(t, dir+"/a")
+	release(t, pipes["a"])
 	if sum := <-done; sum.InternalErrorReported || !strings.Contains(sum.InternalError, "403") {
 		t.Errorf("summary %+v", sum)
 	}

@@ -89,6 +89,17 @@ func (qs *queues) filled(id skep.QueueID) {
 	}
 }
 
+// forget drops the queues that no task used for long and no poll serves.
+func (qs *queues) forget(now time.Time) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for id, q := range qs.all {
+		if q.waiters = compact(q.waiters); q.Expires.Before(now) && q.fill == 0 && len(q.waiters) == 0 {
+			delete(qs.all, id)
+		}
+	}
+}
+
 // enter starts the wait of w and ends that of an earlier poll of its bot.
 // work tells whether a look is worth it.
 func (qs *queues) enter(w *waiter) (work bool) {

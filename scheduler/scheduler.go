@@ -104,6 +104,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.matchLoop(ctx) })
 	g.Go(func() error { return s.expireLoop(ctx) })
 	g.Go(func() error { return s.lostLoop(ctx) })
+	g.Go(func() error { return s.pruneLoop(ctx) })
 	return g.Wait()
 }
 

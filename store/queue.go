@@ -71,9 +71,3 @@ func (r reads) FullQueues(ctx context.Context) ([]skep.QueueID, error) {
 	}
 	return out, rows.Err()
 }
-
-// DropQueues forgets the queues that expired and have no waiting task.
-func (tx *Tx) DropQueues() error {
-	_, err := tx.exec(`DELETE FROM queues WHERE expires_us < $1 AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 32 AND t.queue = queues.id)`, micros(tx.Now))
-	return err
-}

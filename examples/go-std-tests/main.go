@@ -82,7 +82,7 @@ func (r *run) compare(ctx context.Context, limit int) (agree bool, err error) {
 		return false, err
 	}
 	packages = append(packages, control)
-	took.lap("choose %d packages", len(packages))
+	took.lap("choose %d packages, and a control that must fail", len(packages)-1)
 
 	if err := r.compile(ctx, packages); err != nil {
 		return false, err

@@ -62,8 +62,7 @@ type (
 // taskTimeout is far more than any package needs in short mode.
 const taskTimeout = 5 * time.Minute
 
-// spawn submits one task per package and returns the file of spawn-tasks that
-// collect reads.
+// spawn submits one task per package and returns which task is for which.
 func (r *run) spawn(ctx context.Context, packages []*pkg, env map[string]string) (tasks map[string]*pkg, err error) {
 	var in spawnInput
 	byName := map[string]*pkg{}
@@ -130,7 +129,7 @@ func request(p *pkg, env map[string]string) taskRequest {
 func (r *run) collect(ctx context.Context, tasks map[string]*pkg) (map[*pkg]verdict, error) {
 	file := filepath.Join(r.dir, "collected.json")
 	_, err := output(ctx, "", r.skep, "collect", "--server", r.server, "--requests-json", r.spawned(),
-		"--task-output-stdout", "json", "--json-output", file, "--timeout", fmt.Sprint(int(r.timeout.Seconds())))
+		"--task-output-stdout", "json", "--json-output", file, "--timeout", r.timeout.String())
 	if err != nil {
 		return nil, err
 	}

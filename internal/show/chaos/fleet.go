@@ -229,6 +229,11 @@ func (fl *fleet) run(ctx context.Context) (*evidence, error) {
 	if err := fl.ready(ctx, 30*time.Second); err != nil {
 		return nil, errors.Join(err, drain(failed))
 	}
+	if len(fl.bots) == 0 {
+		if err := fl.meet(ctx); err != nil {
+			return nil, err
+		}
+	}
 	parts, stop := context.WithTimeout(ctx, fl.form.Patience)
 	defer stop()
 	var g errgroup.Group

@@ -47,6 +47,7 @@ type kill struct {
 	At      time.Time
 	Caught  map[phase]int // of a server or a database: bots in each phase
 	Pending int           // NewTask calls without an answer
+	Orphans string        // of skep up: what became of its bots; "" = they live on
 	Gone    time.Duration // of a bot: until nothing below it was left; negative = something stayed
 }
 
@@ -69,9 +70,12 @@ const (
 	victimUp       victim = "skep up"
 )
 
+// isHelper reports whether it is a process that a bot starts for a task.
+func (v victim) isHelper() bool { return v == victimRunner || v == victimIsolated }
+
 // onBot reports whether the kill may cost a bot its task.
 func (v victim) onBot() bool {
-	return v == victimBot || v == victimRunner || v == victimIsolated
+	return v == victimBot || v.isHelper()
 }
 
 // violation is one thing that must not be.
@@ -98,6 +102,7 @@ const (
 	ruleForeign   = "every line is of an acknowledged task"
 	ruleLeft      = "nothing is left behind"
 	ruleTree      = "a bot's processes are gone within 1 s of its death"
+	ruleOrphans   = "bots outlive skep up"
 	ruleEnds      = "nothing ends that was not killed"
 	rulePlan      = "the kills fell as planned"
 	rulePhases    = "each phase was hit"
@@ -199,6 +204,9 @@ func judge(e *evidence) []violation {
 	for _, k := range e.Kills {
 		if k.Victim == victimBot && (k.Gone < 0 || k.Gone > maxTreeGone) {
 			add(ruleTree, k.Bot, "killed at %s with %s in hand: %s", clock(k.At), cmp.Or(k.Run, "nothing"), gone(k.Gone))
+		}
+		if k.Orphans != "" {
+			add(ruleOrphans, string(k.Victim), "killed at %s: %s", clock(k.At), k.Orphans)
 		}
 	}
 	for _, x := range e.Exits {

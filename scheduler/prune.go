@@ -1,0 +1,38 @@
+package scheduler
+
+import (
+	"context"
+	"time"
+
+	"github.com/skepdev/skep/store"
+)
+
+// pruneEvery is how often old tasks, events and bots are deleted.
+const pruneEvery = 10 * time.Minute
+
+// pruneLoop deletes what is too old to be kept, a little at a time, so that
+// nobody waits long for the writer.
+func (s *Scheduler) pruneLoop(ctx context.Context) error {
+	tick := time.NewTicker(pruneEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s.queues.forget(s.o.Now())
+		for more := true; more && ctx.Err() == nil; {
+			err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+				more, err = tx.Prune(100)
+				return err
+			})
+			if err != nil {
+				if ctx.Err() == nil {
+					s.o.Log.ErrorContext(ctx, "delete what is old", "err", err)
+				}
+				break
+			}
+		}
+	}
+}

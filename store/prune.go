@@ -1,0 +1,90 @@
+package store
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+// How long things are kept. spec/scheduler.md §1.1.
+const (
+	taskLife  = 18 * 31 * 24 * time.Hour
+	eventLife = 28 * 24 * time.Hour
+	botLife   = 28*24*time.Hour + 4*time.Hour
+)
+
+// Prune deletes up to limit of each kind of thing whose time is over, and
+// reports whether there may be more.
+func (tx *Tx) Prune(limit int) (more bool, err error) {
+	tasks, err := tx.pruneTasks(skep.FirstTaskID(tx.Now.Add(-taskLife)), limit)
+	if err != nil {
+		return false, fmt.Errorf("delete old tasks: %w", err)
+	}
+	more = tasks == limit
+	for _, q := range []struct {
+		query string
+		until time.Time
+	}{
+		{`DELETE FROM bot_events WHERE seq IN (SELECT seq FROM bot_events WHERE at_us < $1 ORDER BY at_us LIMIT $2)`, tx.Now.Add(-eventLife)},
+		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 LIMIT $2)`, tx.Now.Add(-botLife)},
+		{`DELETE FROM bot_snapshots WHERE id IN (SELECT s.id FROM bot_snapshots s WHERE s.used_us < $1
+			AND NOT EXISTS (SELECT 1 FROM bot_events e WHERE e.snapshot = s.id) AND NOT EXISTS (SELECT 1 FROM bots b WHERE b.snapshot = s.id) LIMIT $2)`, tx.Now.Add(-eventLife)},
+		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
+		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1
+			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 32 AND t.queue = q.id) LIMIT $2)`, tx.Now},
+	} {
+		res, err := tx.exec(q.query, micros(q.until), limit)
+		if err != nil {
+			return false, fmt.Errorf("delete what is old: %w", err)
+		}
+		n, err := res.RowsAffected()
+		if err != nil {
+			return false, err
+		}
+		more = more || n >= int64(limit)
+	}
+	return more, nil
+}
+
+func (tx *Tx) pruneTasks(before skep.TaskID, limit int) (int, error) {
+	rows, err := tx.q.query(tx.ctx, `SELECT r.id, r.body FROM task_requests r WHERE r.id < $1 ORDER BY r.id LIMIT $2`, before, limit)
+	if tx.note(err) != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	var old []*skep.TaskRequest
+	for rows.Next() {
+		var id skep.TaskID
+		var body string
+		if err := rows.Scan(&id, &body); err != nil {
+			return 0, err
+		}
+		req, err := decodeRequest(id, body)
+		if err != nil {
+			return 0, err
+		}
+		old = append(old, req)
+	}
+	if err := rows.Err(); err != nil {
+		return 0, tx.note(err)
+	}
+	if err := rows.Close(); err != nil {
+		return 0, tx.note(err)
+	}
+	for _, req := range old {
+		for _, tag := range req.Tags {
+			if _, err := tx.exec(`DELETE FROM task_tags WHERE tag = $1 AND task = $2`, tagID(tag), req.ID); err != nil {
+				return 0, err
+			}
+		}
+		for _, q := range []string{
+			`DELETE FROM task_output WHERE task = $1`, `DELETE FROM tasks WHERE id = $1`, `DELETE FROM task_requests WHERE id = $1`,
+		} {
+			if _, err := tx.exec(q, req.ID); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(old), nil
+}
