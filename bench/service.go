@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/skepdev/skep/api/prpc"
@@ -235,8 +234,8 @@ func (s *service) stop() error {
 		errs = append(errs, s.end())
 		for _, pid := range bots { // skep up takes them along unless it was killed
 			for _, p := range treeOf(pid) {
-				if runsHere(p, s.stateDir) {
-					_ = syscall.Kill(p, syscall.SIGKILL)
+				if found, err := os.FindProcess(p); err == nil && runsHere(p, s.stateDir) {
+					_ = found.Kill()
 				}
 			}
 		}

@@ -218,8 +218,8 @@ func (b *Bot) clean() {
 	}
 }
 
-// Error reports text as a bot_error event; the same text at most once per 10
-// minutes. spec bot.md §8.7.
+// Error reports text as a bot_error event; the same first line at most once
+// per 10 minutes. spec bot.md §8.7.
 func (b *Bot) Error(text string) { b.out.post(botapi.EventError, text) }
 
 // attributes is what the bot says of itself now.

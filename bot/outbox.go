@@ -3,6 +3,7 @@ package bot
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,7 +27,7 @@ type outbox struct {
 
 	mu      sync.Mutex
 	waiting []event
-	said    map[string]time.Time // error text → when
+	said    map[string]time.Time // first line of an error → when
 	dropped int
 }
 
@@ -57,7 +58,10 @@ func (o *outbox) post(kind, text string) {
 	}
 }
 
+// isNew compares first lines: the stacks below them hold addresses, which
+// differ each time.
 func (o *outbox) isNew(text string) bool {
+	text, _, _ = strings.Cut(text, "\n")
 	now := o.bot.cfg.Now()
 	if t, ok := o.said[text]; ok && now.Sub(t) < repeatErrors {
 		return false

@@ -159,6 +159,10 @@ const (
 	collectParallel = 10
 )
 
+// fewTasks may be asked about often: after the end of one, the next may be
+// near, and the question is small.
+const fewTasks = 50
+
 // collect returns one entry per id, when all have ended, or sooner as the
 // flags say. It does not fail: what went wrong stands in the entries.
 func (c *collector) collect(ctx context.Context, ids []string, timeout time.Duration) map[string]*clipb.ResultSummaryEntry {
@@ -198,7 +202,7 @@ func (c *collector) collect(ctx context.Context, ids []string, timeout time.Dura
 				}
 			}
 		}
-		if ended > 0 {
+		if ended > 0 && len(left) <= fewTasks {
 			delay.reset()
 		}
 		pending = left

@@ -1,11 +1,11 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"errors"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,9 +23,12 @@ import (
 // crew is what the bots of skep up are made of.
 type crew struct {
 	store *store.Store
-	dir   string // holds one directory per bot
-	code  []byte // the composed executable
-	vars  []string
+	dir   string   // holds one directory per bot
+	vars  []string // environment that all bots share
+
+	exe     string // skep-bot without a configuration
+	config  code.Config
+	version string // digest of the two composed
 }
 
 // newCrew composes the bot and returns a supervisor of n of them. Bots of an
@@ -35,10 +38,19 @@ func newCrew(ctx context.Context, env *Env, s *service, botDir string, n int) (*
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
 	}
+	c.config = code.Config{Server: s.door.urls[0], ServerVersion: version(), Reboot: "none"}
+	if s.door.authority != nil {
+		c.config.TLSCA = string(s.door.authority.PEM())
+	}
 	var err error
-	if c.code, err = composeBot(botDir, s.door); err != nil {
+	if c.exe, err = findBot(botDir); err != nil {
 		return nil, err
 	}
+	digest := sha256.New()
+	if err := c.compose(digest); err != nil {
+		return nil, err
+	}
+	c.version = hex.EncodeToString(digest.Sum(nil))
 	token, err := crewToken(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("token of the bots: %w", err)
@@ -90,36 +102,23 @@ func (c *crew) prepare(dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "swarming_bot"+exeSuffix())
-	have, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	if bytes.Equal(have, c.code) {
+	if have, err := code.Version(path); err == nil && have == c.version {
 		return path, nil
 	}
-	return path, atomicfile.Write(path, c.code, 0o755)
+	return path, atomicfile.WriteFrom(path, 0o755, c.compose)
 }
 
-// composeBot makes the executable that the server's /bot_code will hand out:
+// compose writes the executable that the server's /bot_code will hand out:
 // skep-bot with its configuration appended.
-func composeBot(botDir string, d *door) ([]byte, error) {
-	exe, err := findBot(botDir)
+func (c *crew) compose(w io.Writer) error {
+	data, err := os.ReadFile(c.exe)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	data, err := os.ReadFile(exe)
-	if err != nil {
-		return nil, err
+	if err := code.Compose(w, data, c.config); err != nil {
+		return fmt.Errorf("%s: %w", c.exe, err)
 	}
-	cfg := code.Config{Server: d.urls[0], ServerVersion: version(), Reboot: "none"}
-	if d.authority != nil {
-		cfg.TLSCA = string(d.authority.PEM())
-	}
-	var out bytes.Buffer
-	if err := code.Compose(&out, data, cfg); err != nil {
-		return nil, fmt.Errorf("%s: %w", exe, err)
-	}
-	return out.Bytes(), nil
+	return nil
 }
 
 // findBot returns the skep-bot of this platform in dir, or beside skep.

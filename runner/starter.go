@@ -155,12 +155,15 @@ func (s *Starter) start(ahead bool) (p *pair, err error) {
 	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
 		return nil, fmt.Errorf("work directory: %w", err)
 	}
-	if p.place, err = proc.NewPlace(s.method, "skep-"+strings.ToLower(rand.Text()[:16])); err != nil {
+	if p.place, err = proc.Plan(s.method, "skep-"+strings.ToLower(rand.Text()[:16])); err != nil {
 		return nil, fmt.Errorf("contain a task: %w", err)
 	}
 	p.place.Hidden = s.iso.Kind == proc.IsolationView
 	if err = writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {
 		return nil, err
+	}
+	if err = p.place.Make(); err != nil {
+		return nil, fmt.Errorf("contain a task: %w", err)
 	}
 	pipe := func() (r, w *os.File) {
 		if err == nil {

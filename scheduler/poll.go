@@ -32,21 +32,25 @@ type Poll struct {
 // kept: only polls change them. spec/scheduler.md §8.2.
 func (s *Scheduler) Connect(ctx context.Context, b *skep.Bot) error {
 	key := string(skep.EventConnected) + ":" + b.SessionID
-	return s.note(ctx, b, skep.EventConnected, key, "", true)
+	_, err := s.note(ctx, b, skep.EventConnected, key, "", true, nil)
+	return err
 }
 
 // Refuse notes that a bot polled and got the answer named by event instead of
 // work (request_sleep for a quarantined one, request_update, …).
 func (s *Scheduler) Refuse(ctx context.Context, b *skep.Bot, event skep.EventType, message string) error {
-	return s.note(ctx, b, event, "", message, false)
+	_, err := s.note(ctx, b, event, "", message, false, nil)
+	return err
 }
 
-// note brings the record of a bot up to date and adds an event.
-func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType, key, message string, handshake bool) error {
+// note brings the record of a bot up to date and adds an event. A task that the
+// bot still holds is lost, unless keep says that it is not: then nothing is
+// noted and held is that task.
+func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType, key, message string, handshake bool, keep func(*skep.Task) bool) (held skep.TaskID, err error) {
 	var lost *skep.Task
 	var saved *skep.Bot
-	err := s.store.Update(ctx, func(tx *store.Tx) error {
-		lost, saved = nil, nil
+	err = s.store.Update(ctx, func(tx *store.Tx) error {
+		lost, saved, held = nil, nil, 0
 		old, err := tx.LockBot(b.ID)
 		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err
@@ -58,6 +62,16 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 			n.IdleSince, n.LastEvent = old.IdleSince, old.LastEvent
 			if handshake {
 				n.Dimensions = old.Dimensions
+			}
+			if old.Task != 0 && keep != nil {
+				t, err := tx.LockTask(old.Task)
+				if err != nil && skep.KindOf(err) != skep.NotFound {
+					return err
+				}
+				if err == nil && t.State == skep.Running && t.Bot == b.ID && keep(t) {
+					held = t.ID
+					return nil
+				}
 			}
 			if old.Task != 0 {
 				if lost, err = s.lose(tx, old.Task, b.ID); err != nil {
@@ -99,13 +113,16 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 		return tx.AddEvent(&n, event, message, 0)
 	})
 	if err != nil {
-		return fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
+		return 0, fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
+	}
+	if held != 0 {
+		return held, nil
 	}
 	s.fleet.put(saved)
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)
 	}
-	return nil
+	return 0, nil
 }
 
 func lines(a, b string) string {
@@ -129,8 +146,13 @@ func same(a, b *skep.Bot) bool {
 // Poll returns work for a healthy bot, waiting for it up to p.Wait. The same
 // key gets the same task again until the bot sends another one: an answer may
 // have been lost. A later poll of the same bot ends this one with nothing.
+//
+// A bot whose connection broke sends its poll again while the claim for the
+// first one may still be under way. Wherever that claim becomes visible, the
+// task is given to the second poll and not taken for an abandoned one.
 func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	b := p.Bot
+	again := p.Key != "" && s.queues.waits(b.ID, p.Key) // before the store is read
 	old, err := s.store.Bot(ctx, b.ID)
 	if err != nil && skep.KindOf(err) != skep.NotFound {
 		return Command{}, err
@@ -150,14 +172,26 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 		if old != nil && old.Task == 0 {
 			b.IdleSince = old.IdleSince
 		}
-		if err := s.note(ctx, b, event, "", "", false); err != nil {
+		mine := func(t *skep.Task) bool { return p.Key != "" && t.ClaimKey == p.Key }
+		held, err := s.note(ctx, b, event, "", "", false, mine)
+		if err != nil {
 			return Command{}, err
+		}
+		if held != 0 {
+			cmd, _, err := s.repeat(ctx, held, b.ID, p.Key)
+			return cmd, err
 		}
 	} else {
 		b.IdleSince = old.IdleSince
 	}
 	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
+	if again { // the first one's claim may have become visible since
+		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
+			s.queues.leave(w)
+			return cmd, err
+		}
+	}
 	if w.once && !work && s.queues.leave(w) {
 		return Command{}, s.idle(ctx, b, skep.EventSleep)
 	}
@@ -177,6 +211,9 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 		select {
 		case cmd := <-w.reply:
 			if cmd.Task == nil && cmd.Err == nil {
+				if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
+					return cmd, err
+				}
 				return cmd, s.idle(ctx, b, skep.EventSleep)
 			}
 			return cmd, cmd.Err
@@ -191,13 +228,31 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	}
 }
 
-// idle notes that a bot found no work, once until it gets some.
+// idle notes that a bot found no work, once until it gets some. It may get
+// some at this very moment; then there is nothing to note.
 func (s *Scheduler) idle(ctx context.Context, b *skep.Bot, event skep.EventType) error {
 	if !b.IdleSince.IsZero() {
 		return nil
 	}
 	b.IdleSince = s.o.Now()
-	return s.note(ctx, b, event, "", "", false)
+	_, err := s.note(ctx, b, event, "", "", false, func(*skep.Task) bool { return true })
+	return err
+}
+
+// held returns the task that the bot has by a poll with this key, if it has
+// one.
+func (s *Scheduler) held(ctx context.Context, bot skep.BotID, key string) (Command, bool, error) {
+	if key == "" {
+		return Command{}, false, nil
+	}
+	b, err := s.store.Bot(ctx, bot)
+	if err != nil || b.Task == 0 {
+		if skep.KindOf(err) == skep.NotFound {
+			err = nil
+		}
+		return Command{}, false, err
+	}
+	return s.repeat(ctx, b.Task, bot, key)
 }
 
 // repeat answers a poll whose answer was lost.

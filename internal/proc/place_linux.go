@@ -65,10 +65,20 @@ func try(m Method) error {
 	return fmt.Errorf("start in it: %w", err)
 }
 
-// NewPlace makes a place called name, which must be new on this host. It
-// leaves nothing behind when it fails.
+// NewPlace is Plan and Make in one.
 func NewPlace(m Method, name string) (*Place, error) {
+	pl, err := Plan(m, name)
+	if err != nil {
+		return nil, err
+	}
+	return pl, pl.Make()
+}
+
+// Plan says what a place called name, which must be new on this host, will
+// consist of. Who writes that down before Make never loses one.
+func Plan(m Method, name string) (*Place, error) {
 	pl := &Place{Method: m}
+	var homes []string
 	switch m {
 	case MethodCgroup2:
 		own, err := ownCgroups()
@@ -78,14 +88,7 @@ func NewPlace(m Method, name string) (*Place, error) {
 		if own.unified == "" {
 			return nil, errors.New("no cgroup2 file system")
 		}
-		dir := filepath.Join(own.unified, name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return nil, err
-		}
-		pl.Dirs = []string{dir}
-		if _, err := os.Stat(filepath.Join(dir, "cgroup.kill")); err != nil {
-			return nil, errors.Join(errors.New("kernel without cgroup.kill (5.14)"), pl.Remove())
-		}
+		homes = []string{own.unified}
 	case MethodCgroup1:
 		own, err := ownCgroups()
 		if err != nil {
@@ -94,21 +97,35 @@ func NewPlace(m Method, name string) (*Place, error) {
 		if own.freezer == "" {
 			return nil, errors.New("no freezer hierarchy")
 		}
-		for _, home := range []string{own.freezer, own.pids} {
-			if home == "" {
-				continue
-			}
-			dir := filepath.Join(home, name)
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				return nil, errors.Join(err, pl.Remove())
-			}
-			pl.Dirs, pl.Home = append(pl.Dirs, dir), append(pl.Home, home)
+		homes = []string{own.freezer}
+		if own.pids != "" && own.pids != own.freezer {
+			homes = append(homes, own.pids)
 		}
+		pl.Home = homes
 	case MethodPIDNS, MethodSubreaper:
 	default:
 		return nil, unknownMethod(m)
 	}
+	for _, home := range homes {
+		pl.Dirs = append(pl.Dirs, filepath.Join(home, name))
+	}
 	return pl, nil
+}
+
+// Make makes the place. It leaves nothing behind when it fails.
+func (pl *Place) Make() error {
+	for i, dir := range pl.Dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			pl.Dirs = pl.Dirs[:i]
+			return errors.Join(err, pl.Remove())
+		}
+	}
+	if pl.Method == MethodCgroup2 {
+		if _, err := os.Stat(filepath.Join(pl.Dirs[0], "cgroup.kill")); err != nil {
+			return errors.Join(errors.New("kernel without cgroup.kill (5.14)"), pl.Remove())
+		}
+	}
+	return nil
 }
 
 // Start starts c as the first process of the place, in its own process group,

@@ -48,7 +48,13 @@ func Choose(want Method) (Method, error) {
 }
 
 // NewPlace returns a place for one task.
-func NewPlace(m Method, _ string) (*Place, error) { return &Place{Method: m}, nil }
+func NewPlace(m Method, name string) (*Place, error) { return Plan(m, name) }
+
+// Plan returns a place for one task.
+func Plan(m Method, _ string) (*Place, error) { return &Place{Method: m}, nil }
+
+// Make has nothing to make.
+func (pl *Place) Make() error { return nil }
 
 // Start starts c in its own process group.
 func (pl *Place) Start(c *Cmd) (*Process, error) {

@@ -61,6 +61,7 @@ type fleet struct {
 	readers  *readers
 	client   *client.Client // with patience, for looking
 
+	begun  time.Time       // when everything was up first
 	places map[string]bool // cgroups that were seen; used by one goroutine
 	kills  []kill
 }
@@ -229,6 +230,7 @@ func (fl *fleet) run(ctx context.Context) (*evidence, error) {
 	if err := fl.ready(ctx, 30*time.Second); err != nil {
 		return nil, errors.Join(err, drain(failed))
 	}
+	fl.begun = time.Now()
 	if len(fl.bots) == 0 {
 		if err := fl.meet(ctx); err != nil {
 			return nil, err
@@ -283,7 +285,7 @@ func (fl *fleet) ready(ctx context.Context, patience time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the server at %s is not ready after %v", fl.url, patience)
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(25 * time.Millisecond):
 		}
 	}
 }
@@ -475,8 +477,12 @@ func (fl *fleet) end(e *evidence) {
 	e.Left = append(e.Left, fl.left()...)
 }
 
-// excused reports whether a process ended because its database was down.
+// excused reports whether a process ended because its database was down, or
+// not up yet.
 func (fl *fleet) excused(x exit) bool {
+	if fl.database != nil && x.Name == fl.server.name && x.At.Before(fl.begun) {
+		return true
+	}
 	return slices.ContainsFunc(fl.kills, func(k kill) bool {
 		return k.Victim == victimDatabase && x.At.After(k.At) && x.At.Before(k.At.Add(databaseEnds)) &&
 			(x.Name == string(victimDatabase) || x.Name == string(victimServer))

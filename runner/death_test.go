@@ -1,3 +1,0 @@
-package runner
-
-func botMain([]string) int { return 0 }
