@@ -14,6 +14,7 @@ type Bot struct {
 	SessionID     string          // one process of the bot
 	Authenticated string          // identity, kind:name
 	ExternalIP    string
+	DimensionsKey int64 // names Dimensions in the store: equal sets have equal keys; 0 = not stored yet
 
 	FirstSeen time.Time
 	LastSeen  time.Time

@@ -88,13 +88,10 @@ func drawStates(t *testing.T) []byte {
 
 // rank puts the states in the order of a task's life.
 func rank(s TaskState) int {
-	switch s {
-	case Pending:
-		return 0
-	case Running:
-		return 1
+	if s.Final() {
+		return 2
 	}
-	return 2
+	return slices.Index([]TaskState{Pending, Running}, s)
 }
 
 // goName is NO_RESOURCE as NoResource.

@@ -199,6 +199,8 @@ type Task struct {
 	Killing    bool      // a stop was asked for while running
 	Parent     TaskID
 
+	HasChildren bool // it may have started others
+
 	PingTolerance time.Duration // silence of the bot that ends the run
 
 	Bot      BotID

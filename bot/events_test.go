@@ -109,9 +109,16 @@ func TestEventsAreFlushedAtTheEnd(t *testing.T) {
 func TestEndWithoutServerIsQuick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
+		var down atomic.Bool
+		f.server.answer = func(*fakeServer, call) (int, string) {
+			if down.Load() {
+				return -1, ""
+			}
+			return 0, ""
+		}
 		wait := f.start(t)
 		time.Sleep(time.Minute)
-		f.server.answer = func(*fakeServer, call) (int, string) { return -1, "" }
+		down.Store(true)
 		time.Sleep(time.Minute)
 		f.Error("unheard")
 		start := time.Now()

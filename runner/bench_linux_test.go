@@ -27,20 +27,23 @@ func BenchmarkForkExec(b *testing.B) {
 // server. first_ms is from Run to the task's process.
 func BenchmarkRun(b *testing.B) {
 	for _, mode := range []struct {
-		name  string
-		ahead bool
-	}{{"ahead", true}, {"cold", false}} {
+		name        string
+		ahead, idle bool
+	}{{"ahead", true, true}, {"busy", true, false}, {"cold", false, false}} {
 		b.Run(mode.name, func(b *testing.B) {
-			server, s := newTaskServer(b), newStarter(b)
+			server, s := newTaskServer(b), newStarter(b, func(c *Config) { c.Exe = os.Getenv("SKEP_TEST_EXE") })
 			m := manifest([]string{"/bin/true"})
-			var first, total time.Duration
+			var total time.Duration
+			before := cpuTime()
 			for b.Loop() {
 				if mode.ahead {
 					b.StopTimer()
 					if err := s.Prepare(b.Context()); err != nil {
 						b.Fatal(err)
 					}
-					waitIdle(b, s)
+					if mode.idle {
+						waitIdle(b, s)
+					}
 					b.StartTimer()
 				}
 				began := time.Now()
@@ -51,11 +54,26 @@ func BenchmarkRun(b *testing.B) {
 					b.Fatalf("final update %+v", u)
 				}
 				total += took
-				_ = first
 			}
 			b.ReportMetric(float64(total.Microseconds())/1000/float64(b.N), "ms/run")
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64((cpuTime()-before).Microseconds())/1000/float64(b.N), "cpu-ms/run")
 		})
 	}
+}
+
+// cpuTime is what this process and those it waited for have used.
+func cpuTime() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if syscall.Getrusage(who, &u) == nil {
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
 }
 
 // waitIdle returns when the waiting pair is blocked in its reads.
@@ -90,6 +108,6 @@ func cpu(pid int) string {
 }
 
 func cpuAfter(pid int) string {
-	time.Sleep(15 * time.Millisecond)
+	time.Sleep(30 * time.Millisecond)
 	return cpu(pid)
 }

@@ -38,6 +38,16 @@ func eachMethod(t *testing.T, f func(t *testing.T, m proc.Method)) {
 	}
 }
 
+// eachIsolation runs f with tasks kept apart from the bot as well as this
+// machine can, and not at all: means that find survivors must not rely on it.
+func eachIsolation(t *testing.T, f func(t *testing.T, m proc.Method, isolation string)) {
+	eachMethod(t, func(t *testing.T, m proc.Method) {
+		for _, isolation := range []string{"", proc.IsolationNone} {
+			t.Run("isolation="+isolation, func(t *testing.T) { f(t, m, isolation) })
+		}
+	})
+}
+
 // mark returns a word that names this test's processes in their arguments, and
 // a function that lists those alive.
 func mark(t testing.TB) (string, func() []string) {
@@ -98,8 +108,8 @@ for i in 1 2 3 4 5 6 7 8; do (setsid %[3]s %[2]s >/dev/null 2>&1 </dev/null &); 
 }
 
 func TestSurvivors(t *testing.T) {
-	eachMethod(t, func(t *testing.T, m proc.Method) {
-		server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.Containment = string(m) })
+	eachIsolation(t, func(t *testing.T, m proc.Method, isolation string) {
+		server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.Containment, c.Isolation = string(m), isolation })
 		if s.Method() != string(m) {
 			t.Fatalf("method %s", s.Method())
 		}
@@ -121,8 +131,8 @@ func TestSurvivors(t *testing.T) {
 // TestForkBomb runs processes that multiply up to a bound and never stop
 // forking.
 func TestForkBomb(t *testing.T) {
-	eachMethod(t, func(t *testing.T, m proc.Method) {
-		server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.Containment = string(m) })
+	eachIsolation(t, func(t *testing.T, m proc.Method, isolation string) {
+		server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.Containment, c.Isolation = string(m), isolation })
 		word, alive := mark(t)
 		// 40 loops, each of which starts a process after the other in its own session.
 		bomb := fmt.Sprintf("for i in $(seq 40); do setsid sh -c 'while :; do setsid sh -c : %[1]s; done' %[1]s >/dev/null 2>&1 & done; sleep 0.5; exit 0", word)

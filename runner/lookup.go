@@ -8,23 +8,30 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // lookup finds the executable of argument 0 as the task would: with a
 // separator as given, relative to cwd; without one in the task's PATH, whose
-// relative entries are below cwd too. spec bot.md §5.6.
-func lookup(arg, cwd, path string) (string, error) {
+// relative entries are below cwd too. may says whether a file that exists can
+// be executed by the task. spec bot.md §5.6.
+func lookup(arg, cwd, path string, may func(string) error) (string, error) {
 	arg = filepath.FromSlash(arg)
 	if strings.ContainsRune(arg, filepath.Separator) {
 		if !filepath.IsAbs(arg) {
 			arg = filepath.Join(cwd, arg)
 		}
+		var err error
 		for _, name := range withExtensions(arg) {
-			if err := executable(name); err == nil || !errors.Is(err, fs.ErrNotExist) {
-				return name, err
+			if err = may(name); err == nil {
+				return name, nil
 			}
 		}
-		return "", fmt.Errorf("%s does not exist", arg)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("%s does not exist", arg)
+		}
+		return "", err
 	}
 	var denied error
 	for _, dir := range filepath.SplitList(path) {
@@ -35,11 +42,11 @@ func lookup(arg, cwd, path string) (string, error) {
 			dir = filepath.Join(cwd, dir)
 		}
 		for _, name := range withExtensions(filepath.Join(dir, arg)) {
-			err := executable(name)
+			err := may(name)
 			if err == nil {
 				return name, nil
 			}
-			if !errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, errNoProgram) {
 				denied = err
 			}
 		}
@@ -57,15 +64,27 @@ func withExtensions(name string) []string {
 	return []string{name}
 }
 
-func executable(name string) error {
+// errNoProgram is a file that is there but cannot be executed.
+var errNoProgram = errors.New("not executable")
+
+// mayExecute is lookup's may: below the run directory, whose parents the
+// task's user need not be able to search, the file's mode counts; elsewhere
+// the user's rights do too.
+func (r *isolatedRun) mayExecute(name string) error {
 	fi, err := os.Stat(name)
 	switch {
 	case err != nil:
 		return err
 	case fi.IsDir():
-		return fmt.Errorf("%s is a directory", name)
+		return fmt.Errorf("%s is a directory: %w", name, errNoProgram)
 	case runtime.GOOS != "windows" && fi.Mode()&0o111 == 0:
-		return fmt.Errorf("%s is not executable", name)
+		return fmt.Errorf("%s is %w", name, errNoProgram)
+	}
+	if rel, err := filepath.Rel(r.dirs.run, name); r.User == nil || err == nil && filepath.IsLocal(rel) {
+		return nil
+	}
+	if err := proc.MayExecute(name, r.User); err != nil {
+		return fmt.Errorf("%s is %w for the task's user", name, errNoProgram)
 	}
 	return nil
 }

@@ -43,10 +43,7 @@ func RunIsolatedMain(args []string) int {
 	defer closeLog()
 	r.log = log
 	err := r.makeDirs()
-	if r.Ahead {
-		warmIsolated(r)
-	}
-	if code, ok := nextWord(words, &r.job, "run_isolated"); !ok {
+	if code, ok := awaitWord(words, &r.job, "run_isolated", r.Ahead, r.warm); !ok {
 		return code
 	}
 	r.Place.Label = taskLabel(r.job.TaskID)
@@ -234,7 +231,7 @@ func (r *isolatedRun) command() error {
 	env := taskEnviron(j, r.dirs)
 	argv := r.dirs.command(j.Command, j.TaskID)
 	// The PATH of the task's own environment counts, not ours.
-	path, notFound := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"))
+	path, notFound := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"), r.mayExecute)
 	if err := r.writeContext(); err != nil {
 		return err
 	}

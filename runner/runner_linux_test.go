@@ -19,8 +19,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/skepdev/skep/internal/proc"
 )
 
 func TestRun(t *testing.T) {
@@ -85,6 +83,7 @@ func TestExitCodes(t *testing.T) {
 		{"not executable", manifest([]string{"/etc/passwd"}), 1, "not executable"},
 		{"a directory", manifest([]string{"/etc"}), 1, "directory"},
 		{"PATH of the task", manifest([]string{"true"}, with("env", map[string]string{"PATH": "/nowhere"})), 1, "/nowhere"},
+		{"first in PATH is for others only", manifest([]string{"true"}, with("env", map[string]string{"PATH": closedBin(t) + ":/usr/bin:/bin"})), 0, ""},
 		{"no format we know", sh("printf 'x' > p; chmod +x p; exec ./p"), 127, ""},
 		{"directory that leaves", sh("true", with("relative_cwd", "../..")), 1, "leaves the run directory"},
 		{"absolute directory", sh("true", with("relative_cwd", "/tmp")), 1, "leaves the run directory"},
@@ -101,6 +100,22 @@ func TestExitCodes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// closedBin is a directory with a program true that fails, which only we may
+// search.
+func closedBin(t *testing.T) string {
+	dir := t.TempDir()
+	if os.Geteuid() != 0 {
+		return "/nowhere"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "true"), []byte("#!/bin/sh\nexit 9\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // TestWorkDirectory looks at the run's files from inside.
@@ -550,41 +565,5 @@ func TestWorkDirOfAPreviousTask(t *testing.T) {
 	run(t, s, server, sh("ls -A; mkdir d; touch d/f; chmod 0 d"))
 	if out, _, _ := server.got(); out != "" {
 		t.Errorf("left from before: %q", out)
-	}
-}
-
-// TestIsolation hides the bot directory below a directory that only root may
-// search.
-func TestIsolation(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	closed := t.TempDir()
-	if err := os.Chmod(closed, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	bot := filepath.Join(closed, "bots", "b1")
-	if err := os.MkdirAll(filepath.Join(bot, "c"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(bot, "credential"), []byte("secret"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.BotDir = bot })
-	if kind, why := s.Isolation(); kind != proc.IsolationUser {
-		t.Fatalf("isolation %s: %s", kind, why)
-	}
-	sum := run(t, s, server, sh(`echo x > f && cat "$PWD/f" && ls -A ../.. && echo y > "$TMPDIR/t" && cat "$TMPDIR/t" && ls "$PWD/../../../.." && wc -c < "$LUCI_CONTEXT" > n; touch ../../q 2>/dev/null && echo leak; id -u; true`))
-	out, _, _ := server.got()
-	if want := fmt.Sprintf("x\nw\ny\nbots\n%d\n", s.iso.User.UID); out != want || *sum.ExitCode != 0 {
-		t.Errorf("output %q, want %q; %+v", out, want, sum)
-	}
-}
-
-func TestIsolationOff(t *testing.T) {
-	server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.Isolation = proc.IsolationNone })
-	run(t, s, server, sh("id -u"))
-	if out, _, _ := server.got(); out != fmt.Sprintln(os.Getuid()) {
-		t.Errorf("output %q", out)
 	}
 }

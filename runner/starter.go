@@ -29,6 +29,7 @@ type Starter struct {
 
 	mu      sync.Mutex
 	ready   *pair
+	busy    *pair          // runs a task
 	exiting sync.WaitGroup // runners that have reported and are about to exit
 }
 
@@ -206,6 +207,26 @@ func (s *Starter) start(ahead bool) (p *pair, err error) {
 	return p, nil
 }
 
+func (s *Starter) setBusy(p *pair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = p
+}
+
+// SetHeaders gives the task that runs, if any, new authentication headers in
+// place of Job.Headers, which may have a shorter life than the task.
+func (s *Starter) SetHeaders(headers map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy == nil {
+		return nil
+	}
+	if headers == nil {
+		headers = map[string]string{}
+	}
+	return json.NewEncoder(s.busy.words).Encode(runnerWord{Headers: headers})
+}
+
 func (s *Starter) setup(p *pair, ahead bool) *setup {
 	u := &setup{
 		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
@@ -279,7 +300,9 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 			return sum, errors.Join(fmt.Errorf("task_runner takes no job: %w", err), s.discard(p))
 		}
 	}
+	s.setBusy(p)
 	sum = s.await(ctx, p, job, l)
+	s.setBusy(nil)
 	return sum, s.discard(p)
 }
 

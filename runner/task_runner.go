@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -52,11 +53,8 @@ func TaskRunnerMain([]string) int {
 	}
 	log, closeLog := openLog(filepath.Join(dir, "logs", "task_runner.log"))
 	defer closeLog()
-	if u.Ahead {
-		warmRunner()
-	}
 	var job Job
-	if code, ok := nextWord(words, &job, "task_runner"); !ok {
+	if code, ok := awaitWord(words, &job, "task_runner", u.Ahead, warmRunner); !ok {
 		iso.abandon()
 		return code
 	}
@@ -68,6 +66,7 @@ func TaskRunnerMain([]string) int {
 	if r.ReceivedAt.IsZero() || r.ReceivedAt.After(r.began) {
 		r.ReceivedAt = r.began
 	}
+	r.headers.Store(&job.Headers)
 	go r.watchParent(words)
 	s := r.run(term)
 	if err := writeJSON(filepath.Join(r.Dir, "task_runner_out.json"), s); err != nil {
@@ -96,6 +95,33 @@ func nextWord(words *json.Decoder, v any, who string) (code int, ok bool) {
 	fmt.Fprintln(os.Stderr, who+": a word does not decode:", err)
 	return 1, false
 }
+
+// awaitWord is nextWord for a word that may take hours: when it does not come
+// soon, warm gets the process ready for it. A busy bot, whose next job is there
+// at once, has better uses for the processor.
+func awaitWord(words *json.Decoder, v any, who string, ahead bool, warm func()) (code int, ok bool) {
+	if !ahead {
+		return nextWord(words, v, who)
+	}
+	came := make(chan struct{})
+	go func() {
+		defer close(came)
+		code, ok = nextWord(words, v, who)
+	}()
+	t := time.NewTimer(idleBeforeWarm)
+	defer t.Stop()
+	select {
+	case <-came:
+		return code, ok
+	case <-t.C:
+		warm()
+	}
+	<-came
+	return code, ok
+}
+
+// idleBeforeWarm tells a bot with a queue of work from one without.
+const idleBeforeWarm = 20 * time.Millisecond
 
 func openLog(path string) (*slog.Logger, func()) {
 	f, err := logfile.Open(path)
@@ -181,16 +207,22 @@ type taskRunner struct {
 	began   time.Time   // monotonic, unlike ReceivedAt
 	stopped chan string // why the task must stop; capacity 1, first reason wins
 	lastIO  atomic.Int64
+	headers atomic.Pointer[map[string]string]
+	tokens  *tokenServer // nil when the task has no account
 
-	finished atomic.Bool // all is reported: our parent need not listen any more
+	giveUp   atomic.Pointer[context.CancelFunc] // ends the announcement
+	finished atomic.Bool                        // all is reported: our parent need not listen any more
 }
 
 // watchParent ends everything when bot_main dies: its words end only then.
 func (r *taskRunner) watchParent(words *json.Decoder) {
 	for {
-		var any json.RawMessage
-		if words.Decode(&any) != nil {
+		var w runnerWord
+		if words.Decode(&w) != nil {
 			break
+		}
+		if w.Headers != nil {
+			r.headers.Store(&w.Headers)
 		}
 	}
 	if r.finished.Load() {
@@ -233,6 +265,9 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 			case r.stopped <- stoppedBySignal:
 			default:
 			}
+			if f := r.giveUp.Load(); f != nil {
+				(*f)() // the task has not begun: no reason to wait for a server
+			}
 			time.AfterFunc(finalGrace, stopNow)
 		}
 	}()
@@ -249,6 +284,9 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 		return r.fault(stopCtx, s, err.Error(), nil)
 	}
 	canceled, err := r.announce(stopCtx)
+	if err != nil && len(r.stopped) > 0 {
+		return r.fault(stopCtx, s, "the bot was stopped before the task began", nil)
+	}
 	if err != nil {
 		s.InternalError = "announce the task: " + err.Error()
 		return s
@@ -287,7 +325,7 @@ func (r *taskRunner) connect() error {
 	}
 	c, err := botapi.NewClient(botapi.Options{
 		Server: taskServer(r.manifest.Host, r.Server), BotID: botID, Dir: r.CookieDir, RootCAs: roots, Log: r.log,
-		Headers: func() map[string]string { return r.Headers },
+		Headers: r.authHeaders,
 	})
 	if err != nil {
 		return err
@@ -316,7 +354,11 @@ func (r *taskRunner) requestStop(reason string) {
 // prepare lets run_isolated set up everything while we announce the task.
 func (r *taskRunner) prepare() error {
 	m := r.manifest
-	context, err := taskContext(r.Context, m, r.Server, nil)
+	auth, err := r.serveTokens()
+	if err != nil {
+		return err
+	}
+	context, err := taskContext(r.Context, m, r.Server, auth)
 	if err != nil {
 		return err
 	}
@@ -339,6 +381,27 @@ func (r *taskRunner) prepare() error {
 	return nil
 }
 
+// serveTokens starts the token server of a task that has accounts.
+func (r *taskRunner) serveTokens() (*localAuth, error) {
+	accounts := accountsOf(r.manifest)
+	api, ok := r.api.(tokenCaller)
+	if len(accounts) == 0 || !ok {
+		return nil, nil
+	}
+	email, _ := strings.CutPrefix(r.manifest.BotAuthenticatedAs, "user:")
+	if !strings.HasPrefix(r.manifest.BotAuthenticatedAs, "user:") {
+		email = ""
+	}
+	r.tokens = &tokenServer{
+		api: api, task: r.manifest.TaskID, accounts: accounts, botEmail: email,
+		headers: r.authHeaders, log: r.log, now: time.Now,
+	}
+	return r.tokens.start()
+}
+
+// authHeaders are the newest headers that bot_main gave us.
+func (r *taskRunner) authHeaders() map[string]string { return *r.headers.Load() }
+
 // environ is the task's environment up to item 1 of spec bot.md §1.4.
 func (r *taskRunner) environ() []string {
 	e := newEnviron(r.Environ)
@@ -358,6 +421,11 @@ func (r *taskRunner) environ() []string {
 func (r *taskRunner) announce(ctx context.Context) (canceled bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timing.announceFor)
 	defer cancel()
+	r.giveUp.Store(&cancel)
+	if len(r.stopped) > 0 {
+		cancel()
+	}
+	defer r.giveUp.Store(nil)
 	err = r.persist(ctx, func() error {
 		res, err := r.api.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: r.manifest.TaskID, CostUSD: r.cost()})
 		if err == nil {
@@ -625,6 +693,9 @@ func (r *taskRunner) fault(ctx context.Context, s Summary, text string, client *
 
 // end makes sure that nothing runs any more, whatever happened.
 func (r *taskRunner) end() {
+	if r.tokens != nil {
+		r.tokens.close()
+	}
 	if r.iso == nil {
 		return
 	}

@@ -66,7 +66,7 @@ func warmCall() {
 	c.CloseIdle()
 }
 
-func warmIsolated(r *isolatedRun) {
+func (r *isolatedRun) warm() {
 	for _, v := range []any{&isolatedJob{}, &isolatedWord{}} {
 		_ = json.Unmarshal([]byte(`{"Command":["a"],"Env":{"a":"b"},"Environ":["a=b"],"Context":{"a":{}},"go":true}`), v)
 	}
@@ -74,7 +74,7 @@ func warmIsolated(r *isolatedRun) {
 	_, _ = json.Marshal(result{ExitCode: &code, Duration: &secs, Stats: resultStats{Isolated: &botapi.IsolatedStats{}}})
 	_ = json.NewEncoder(io.Discard).Encode(isolatedNews{Started: true})
 	_ = taskEnviron(&isolatedJob{Environ: []string{"A=b"}}, r.dirs)
-	_, _ = lookup("true", r.dirs.run, "/bin")
+	_, _ = lookup("true", r.dirs.run, "/bin", r.mayExecute)
 	// A directory is no program: this forks, and nothing runs.
 	_, _ = proc.Start(&proc.Cmd{Path: "/", Args: []string{"/"}, Dir: r.dirs.run, User: r.User, Files: []*os.File{nil, nil, nil}})
 	debug.FreeOSMemory()

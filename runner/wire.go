@@ -31,6 +31,11 @@ type setup struct {
 	Ahead   bool // the job will take a while: get everything ready
 }
 
+// runnerWord is any later word to task_runner.
+type runnerWord struct {
+	Headers map[string]string // what Job.Headers are from now on
+}
+
 // runnerNews are task_runner's words to bot_main.
 type runnerNews struct {
 	Ended   bool           `json:"ended,omitempty"` // the task is over; its report may take long

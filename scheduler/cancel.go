@@ -36,14 +36,14 @@ func (s *Scheduler) Cancel(ctx context.Context, id skep.TaskID, kill bool) (canc
 		canceled = true
 		s.sign(t)
 		return tx.SaveTask(t)
-	})
+	}, store.KeyTask(id))
 	if err != nil || !canceled {
 		return false, wasRunning, err
 	}
 	if wasRunning {
 		s.hub.notify(id)
 		s.o.Log.InfoContext(ctx, "task is being killed", "task", id.String(), "bot", string(t.Bot))
-		s.cancelChildren(ctx, id)
+		s.cancelChildren(ctx, t)
 	} else {
 		s.ended(ctx, t, skep.Pending)
 	}
@@ -55,16 +55,19 @@ func (s *Scheduler) Cancel(ctx context.Context, id skep.TaskID, kill bool) (canc
 func (s *Scheduler) ended(ctx context.Context, t *skep.Task, from skep.TaskState) {
 	s.moved(ctx, t, from)
 	s.hub.notify(t.ID)
-	s.cancelChildren(ctx, t.ID)
+	s.cancelChildren(ctx, t)
 }
 
 // cancelChildren ends the tasks that a task started. It runs with the context
 // of the caller but does not end with it: the parent has ended for good.
-func (s *Scheduler) cancelChildren(ctx context.Context, id skep.TaskID) {
+func (s *Scheduler) cancelChildren(ctx context.Context, t *skep.Task) {
+	if !t.HasChildren {
+		return
+	}
 	ctx = context.WithoutCancel(ctx)
-	children, err := s.store.Children(ctx, id)
+	children, err := s.store.Children(ctx, t.ID)
 	if err != nil {
-		s.o.Log.ErrorContext(ctx, "read children", "task", id.String(), "err", err)
+		s.o.Log.ErrorContext(ctx, "read children", "task", t.ID.String(), "err", err)
 		return
 	}
 	for _, c := range children {

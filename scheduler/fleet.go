@@ -19,6 +19,7 @@ type fleet struct {
 
 type member struct {
 	dimensions skep.Dimensions
+	key        int64     // names dimensions, see skep.Bot
 	seen       time.Time // last contact with this process
 	written    time.Time // last contact that the store knows
 }
@@ -43,11 +44,30 @@ func (f *fleet) served(t time.Time) time.Time {
 	return t
 }
 
-// put notes a bot as it is stored.
+// put notes a bot as it is stored. Its dimensions become those that the fleet
+// keeps: nobody changes them.
 func (f *fleet) put(b *skep.Bot) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.bots[b.ID] = &member{dimensions: f.share(b.Dimensions), seen: b.LastSeen, written: b.LastSeen}
+	if m := f.bots[b.ID]; m != nil && m.key == b.DimensionsKey {
+		m.seen, m.written, b.Dimensions = b.LastSeen, b.LastSeen, m.dimensions
+		return
+	}
+	b.Dimensions = f.share(b.Dimensions)
+	f.bots[b.ID] = &member{dimensions: b.Dimensions, key: b.DimensionsKey, seen: b.LastSeen, written: b.LastSeen}
+}
+
+// same reports whether b says of itself what is stored, which is named by key.
+// Then b gets that key, and its dimensions become those that the fleet keeps.
+func (f *fleet) same(b *skep.Bot, key int64) bool {
+	f.mu.Lock()
+	m := f.bots[b.ID]
+	f.mu.Unlock()
+	if m == nil || m.key != key || !m.dimensions.Equal(b.Dimensions) {
+		return false
+	}
+	b.Dimensions, b.DimensionsKey = m.dimensions, key
+	return true
 }
 
 // share replaces value lists by equal ones of other bots.

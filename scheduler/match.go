@@ -56,15 +56,27 @@ func (s *Scheduler) match(ctx context.Context) {
 			}
 			waiting = append(waiting, ws...)
 		}
-		for _, m := range assign(waiting, r.queues) {
-			cmd, err := s.claim(tx, m.task, m.waiter)
-			if err != nil {
+		pairs := assign(waiting, r.queues)
+		ids := make([]skep.BotID, len(pairs))
+		for i, m := range pairs {
+			ids[i] = m.waiter.bot.ID
+		}
+		free, err := tx.FreeBots(ids)
+		if err != nil {
+			return err
+		}
+		for _, m := range pairs {
+			// An earlier poll of the bot may have got a task since this one came in.
+			// Then this poll gets nothing, and the next one tells what became of it.
+			if !free[m.waiter.bot.ID] {
+				claims[m.waiter] = Command{}
+				continue
+			}
+			if claims[m.waiter], err = s.claim(tx, m.task, m.waiter); err != nil {
 				return err
 			}
-			claims[m.waiter] = cmd
-			if cmd.Task != nil {
-				left[m.task.Task.Queue]--
-			}
+			free[m.waiter.bot.ID] = false
+			left[m.task.Task.Queue]--
 		}
 		for _, q := range r.queues {
 			if left[q.id] == 0 {
@@ -119,8 +131,7 @@ func assign(tasks []store.Waiting, queues []roundQueue) []pair {
 	return out
 }
 
-// claim makes a waiting task the bot's. Without an error, no Task means that
-// the bot has one already.
+// claim makes a waiting task the bot's.
 func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, error) {
 	t, b := m.Task, w.bot
 	if err := t.Move(skep.Running, tx.Now); err != nil {
@@ -138,13 +149,10 @@ func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, er
 	if m.Request.IsTermination() {
 		event = skep.EventTerminate
 	}
-	// An earlier poll of the bot may have got a task since this one came in.
-	// Then this poll gets nothing, and the next one tells what became of it.
-	free, err := tx.Occupy(b.ID, t.ID, m.Request.Name, string(event)+":"+w.key)
-	if err != nil || !free {
+	if err := tx.Occupy(b.ID, t.ID, m.Request.Name, string(event)+":"+w.key); err != nil {
 		return Command{}, err
 	}
-	if err := tx.ClaimTask(t); err != nil {
+	if err := tx.ClaimTask(t, b.DimensionsKey); err != nil {
 		return Command{}, err
 	}
 	if err := tx.AddTaskEvent(b.ID, event, "", t.ID); err != nil {

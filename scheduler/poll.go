@@ -36,13 +36,6 @@ func (s *Scheduler) Connect(ctx context.Context, b *skep.Bot) error {
 	return err
 }
 
-// Refuse notes that a bot polled and got the answer named by event instead of
-// work (request_sleep for a quarantined one, request_update, …).
-func (s *Scheduler) Refuse(ctx context.Context, b *skep.Bot, event skep.EventType, message string) error {
-	_, err := s.note(ctx, b, event, "", message, false, nil)
-	return err
-}
-
 // note brings the record of a bot up to date and adds an event. A task that the
 // bot still holds is lost, unless keep says that it is not: then nothing is
 // noted and held is that task.
@@ -62,6 +55,9 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 			n.IdleSince, n.LastEvent = old.IdleSince, old.LastEvent
 			if handshake {
 				n.Dimensions = old.Dimensions
+			}
+			if n.State == nil { // let go while the bot waited
+				n.State = old.State
 			}
 			if old.Task != 0 && keep != nil {
 				t, err := tx.LockTask(old.Task)
@@ -110,7 +106,7 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 		if repeated || (frequent(event) && old != nil && lost == nil && same(old, &n)) {
 			return nil
 		}
-		return tx.AddEvent(&n, event, message, 0)
+		return tx.AddTaskEvent(n.ID, event, message, 0)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
@@ -119,6 +115,9 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 		return held, nil
 	}
 	s.fleet.put(saved)
+	if !handshake {
+		b.Dimensions, b.DimensionsKey = saved.Dimensions, saved.DimensionsKey
+	}
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)
 	}
@@ -143,37 +142,32 @@ func same(a, b *skep.Bot) bool {
 		a.Idle() == b.Idle() && a.Dimensions.Equal(b.Dimensions)
 }
 
-// Poll returns work for a healthy bot, waiting for it up to p.Wait. The same
-// key gets the same task again until the bot sends another one: an answer may
-// have been lost. A later poll of the same bot ends this one with nothing.
-//
-// A bot whose connection broke sends its poll again while the claim for the
-// first one may still be under way. Wherever that claim becomes visible, the
-// task is given to the second poll and not taken for an abandoned one.
+// Poll returns work for a healthy bot, waiting for it up to p.Wait. A bot in
+// quarantine or maintenance gets none. The same key gets the same task again
+// until the bot sends another one: an answer may have been lost. A later poll
+// of the same bot ends this one with nothing; when a claim for this one is
+// under way and the later one has the same key, that one gets its outcome.
 func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	b := p.Bot
-	again := p.Key != "" && s.queues.waits(b.ID, p.Key) // before the store is read
-	old, err := s.store.Bot(ctx, b.ID)
-	if err != nil && skep.KindOf(err) != skep.NotFound {
+	old, known, err := s.store.BotLook(ctx, b.ID)
+	if err != nil {
 		return Command{}, err
 	}
-	if old != nil && old.Task != 0 && p.Key != "" {
+	if old.Task != 0 && p.Key != "" {
 		if cmd, found, err := s.repeat(ctx, old.Task, b.ID, p.Key); err != nil || found {
 			return cmd, err
 		}
 	}
-	if b.SessionID == "" && old != nil {
-		b.SessionID = old.SessionID // it speaks without a session of ours
+	if b.SessionID == "" {
+		b.SessionID = old.Session // it speaks without a session of ours
 	}
 	due := s.fleet.heard(b.ID, s.o.Now())
-	if old == nil || old.Task != 0 || due || old.Dead || old.Terminated != 0 || old.SessionID != b.SessionID || old.Version != b.Version ||
-		old.Quarantined != "" || old.Maintenance != "" || !old.Dimensions.Equal(b.Dimensions) {
-		event := skep.EventIdle
-		if old != nil && old.Task == 0 {
-			b.IdleSince = old.IdleSince
-		}
+	if old.Task == 0 {
+		b.IdleSince = old.IdleSince
+	}
+	if due || !known || differs(&old, b) || !s.fleet.same(b, old.DimensionsKey) {
 		mine := func(t *skep.Task) bool { return p.Key != "" && t.ClaimKey == p.Key }
-		held, err := s.note(ctx, b, event, "", "", false, mine)
+		held, err := s.note(ctx, b, skep.EventIdle, "", "", false, mine)
 		if err != nil {
 			return Command{}, err
 		}
@@ -181,17 +175,10 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			cmd, _, err := s.repeat(ctx, held, b.ID, p.Key)
 			return cmd, err
 		}
-	} else {
-		b.IdleSince = old.IdleSince
 	}
-	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0, reply: make(chan Command, 1)}
+	ill := b.Quarantined != "" || b.Maintenance != ""
+	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
-	if again { // the first one's claim may have become visible since
-		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
-			s.queues.leave(w)
-			return cmd, err
-		}
-	}
 	if w.once && !work && s.queues.leave(w) {
 		return Command{}, s.idle(ctx, b, skep.EventSleep)
 	}
@@ -201,6 +188,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			return Command{}, err
 		}
 	}
+	b.State = nil // it is stored, and thousands may wait
 	timer := time.NewTimer(min(p.Wait, MaxWait))
 	defer timer.Stop()
 	expired := timer.C
@@ -211,6 +199,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 		select {
 		case cmd := <-w.reply:
 			if cmd.Task == nil && cmd.Err == nil {
+				// Another server may have claimed for an earlier sending of this poll.
 				if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
 					return cmd, err
 				}
@@ -226,6 +215,13 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			return Command{}, ctx.Err()
 		}
 	}
+}
+
+// differs reports whether the record of a bot must be written because of what
+// it says now, dimensions apart.
+func differs(old *store.BotLook, b *skep.Bot) bool {
+	return old.Task != 0 || old.Dead || old.Terminated != 0 || old.Session != b.SessionID || old.Version != b.Version ||
+		old.Quarantined != b.Quarantined || old.Maintenance != b.Maintenance
 }
 
 // idle notes that a bot found no work, once until it gets some. It may get
@@ -245,11 +241,8 @@ func (s *Scheduler) held(ctx context.Context, bot skep.BotID, key string) (Comma
 	if key == "" {
 		return Command{}, false, nil
 	}
-	b, err := s.store.Bot(ctx, bot)
+	b, _, err := s.store.BotLook(ctx, bot)
 	if err != nil || b.Task == 0 {
-		if skep.KindOf(err) == skep.NotFound {
-			err = nil
-		}
 		return Command{}, false, err
 	}
 	return s.repeat(ctx, b.Task, bot, key)

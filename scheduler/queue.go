@@ -32,11 +32,14 @@ type waiter struct {
 	bot   *skep.Bot
 	key   string
 	once  bool // answer after one look
+	ill   bool // it gets no new work
 	reply chan Command
 
 	// guarded by queues.mu
 	gone     bool // answered or given up
 	matching bool // a claim for it is under way
+	heir     bool // a claim for an earlier sending of it is under way
+	leaving  bool // it does not go on waiting after that claim
 }
 
 func newQueues() *queues {
@@ -63,7 +66,7 @@ func (qs *queues) add(q store.Queue) {
 	n := &queue{Queue: q}
 	qs.all[q.ID] = n
 	for _, w := range qs.bots {
-		if !w.gone && n.Dimensions.Match(w.bot.Dimensions) {
+		if !w.gone && !w.ill && n.Dimensions.Match(w.bot.Dimensions) {
 			n.waiters = append(n.waiters, w)
 		}
 	}
@@ -100,14 +103,6 @@ func (qs *queues) forget(now time.Time) {
 	}
 }
 
-// waits reports whether a poll of the bot with this key waits here already.
-func (qs *queues) waits(bot skep.BotID, key string) bool {
-	qs.mu.Lock()
-	defer qs.mu.Unlock()
-	w := qs.bots[bot]
-	return w != nil && w.key == key
-}
-
 // enter starts the wait of w and ends that of an earlier poll of its bot.
 // work tells whether a look is worth it.
 func (qs *queues) enter(w *waiter) (work bool) {
@@ -115,12 +110,13 @@ func (qs *queues) enter(w *waiter) (work bool) {
 	defer qs.mu.Unlock()
 	if old := qs.bots[w.bot.ID]; old != nil && !old.gone {
 		old.gone = true
+		w.heir = (old.matching || old.heir) && w.key != "" && w.key == old.key
 		if !old.matching {
 			old.reply <- Command{}
 		}
 	}
 	for _, q := range qs.all {
-		if q.Dimensions.Match(w.bot.Dimensions) {
+		if !w.ill && q.Dimensions.Match(w.bot.Dimensions) {
 			q.waiters = append(q.waiters, w)
 			work = work || q.fill > 0
 		}
@@ -136,12 +132,13 @@ func (qs *queues) enter(w *waiter) (work bool) {
 	return work
 }
 
-// leave ends the wait of w unless a claim for it is under way; then its reply
-// is about to come.
+// leave ends the wait of w. While a claim for it is under way it stays for
+// that, and its reply comes then.
 func (qs *queues) leave(w *waiter) (left bool) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	if w.matching {
+	if w.matching || w.heir {
+		w.leaving = true
 		return false
 	}
 	qs.end(w)
@@ -244,15 +241,17 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 		switch {
 		case err != nil:
 			cmd.Err = err
-		case !claimed && !w.once && !w.gone:
+		case !claimed && !w.once && !w.gone && !w.leaving:
 			again = true
 			continue
 		}
 		w.reply <- cmd
-		// The bot may have sent the poll again meanwhile, as its connection broke.
-		if now := qs.bots[w.bot.ID]; now != nil && now != w && claimed && now.key == w.key {
-			now.reply <- cmd
-			qs.end(now)
+		if now := qs.bots[w.bot.ID]; now != nil && now != w && now.heir {
+			now.heir = false
+			if claimed || err != nil || now.once || now.leaving {
+				now.reply <- cmd
+				qs.end(now)
+			}
 		}
 		qs.end(w)
 	}

@@ -47,23 +47,24 @@ func (s *Scheduler) Report(ctx context.Context, r skep.Report) (Answer, error) {
 func (s *Scheduler) progress(ctx context.Context, r skep.Report) (Answer, error) {
 	var ans Answer
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
-		p, found, err := tx.Touch(r.Task, r.Bot, r.CostUSD)
-		if err != nil {
+		t, err := tx.LockTask(r.Task)
+		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err
 		}
-		if !found {
+		if err != nil || t.State != skep.Running || t.Bot != r.Bot {
 			ans, err = s.stray(ctx, tx, r)
 			return err
 		}
 		ans = Answer{OK: true}
-		if p.Killing {
+		if t.Killing {
 			ans.MustStop, ans.Reason = true, reasonKill
 		}
-		if len(r.Output) > 0 {
-			_, err = tx.WriteOutput(r.Task, p.OutputSize, r.Start, r.Output)
+		if t.OutputSize, err = tx.WriteOutput(r.Task, t.OutputSize, r.Start, r.Output); err != nil {
+			return err
 		}
-		return err
-	})
+		t.CostUSD = max(t.CostUSD, r.CostUSD)
+		return tx.Touch(t)
+	}, store.KeyTask(r.Task))
 	if err == nil && len(r.Output) > 0 {
 		s.hub.notify(r.Task)
 	}
@@ -96,10 +97,8 @@ func (s *Scheduler) finish(ctx context.Context, r skep.Report) (Answer, error) {
 			ans, err = s.stray(ctx, tx, r)
 			return err
 		}
-		if len(r.Output) > 0 {
-			if t.OutputSize, err = tx.WriteOutput(r.Task, t.OutputSize, r.Start, r.Output); err != nil {
-				return err
-			}
+		if t.OutputSize, err = tx.WriteOutput(r.Task, t.OutputSize, r.Start, r.Output); err != nil {
+			return err
 		}
 		ans = Answer{OK: true}
 		t.CostUSD = max(t.CostUSD, r.CostUSD)
@@ -130,7 +129,7 @@ func (s *Scheduler) finish(ctx context.Context, r skep.Report) (Answer, error) {
 		}
 		done = t
 		return tx.AddTaskEvent(r.Bot, event, message, t.ID)
-	})
+	}, store.KeyTask(r.Task))
 	if err == nil && done != nil {
 		s.ended(ctx, done, skep.Running)
 	}

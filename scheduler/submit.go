@@ -45,6 +45,10 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 	q := store.Queue{ID: t.Queue, Dimensions: req.Slices[t.Slice].Properties.Dimensions, Expires: now.Add(queueLife).Add(t.ExpiresAt.Sub(now))}
 	known := s.queues.knows(q.ID, t.ExpiresAt)
 	var earlier skep.TaskID
+	var keys []store.Key
+	if req.UUID != "" {
+		keys = append(keys, store.KeyUUID(req.Authenticated, req.UUID))
+	}
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		earlier = 0
 		if req.UUID != "" {
@@ -59,7 +63,7 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 			}
 		}
 		return tx.CreateTask(req, t, secret)
-	})
+	}, keys...)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -222,21 +222,15 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	b, st := s.describe(r, sp.id, &req.Attributes)
 	b.SessionID = sp.session.process
 	ans := &botapi.PollResponse{Session: s.sessions.seal(sp.id, sp.session.process, 0)}
-	if b.Quarantined != "" || b.Maintenance != "" {
-		if err := s.sched.Refuse(r.Context(), b, skep.EventSleep, ""); err != nil {
-			return err
-		}
-		low, high := 10.0, 60.0
-		if b.Quarantined != "" {
-			low, high = 60, 240
-		}
-		return sleep(w, ans, low+rand.Float64()*(high-low), b.Quarantined != "")
-	}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
 	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait})
 	switch {
 	case err != nil:
 		return err
+	case cmd.Task == nil && b.Quarantined != "":
+		return sleep(w, ans, 60+rand.Float64()*180, true)
+	case cmd.Task == nil && b.Maintenance != "":
+		return sleep(w, ans, 10+rand.Float64()*50, false)
 	case cmd.Task == nil && wait > 0:
 		return sleep(w, ans, 0, false)
 	case cmd.Task == nil:

@@ -124,7 +124,6 @@ func (f *fleet) post(path string, body any, header ...string) (int, map[string]a
 type bot struct {
 	*fleet
 	id, session string
-	polls       int
 }
 
 func (f *fleet) bot(id string) *bot {

@@ -6,14 +6,19 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/skepdev/skep"
 )
 
-const botColumns = `b.id, b.dimensions, b.state, b.version, b.session, b.authenticated, b.ip, b.first_seen_us, b.last_seen_us,
+const (
+	botColumns = `b.id, COALESCE(d.dimensions, '{}'), COALESCE(s.state, '{}'), b.dims, b.version, b.session, b.authenticated, b.ip, b.first_seen_us, b.last_seen_us,
 	b.idle_us, b.task, b.task_name, b.quarantined, b.maintenance, b.dead, b.terminated, b.last_event`
+	botTable = `bots b LEFT JOIN bot_snapshots s ON s.id = b.snapshot LEFT JOIN dimension_sets d ON d.id = b.dims`
+)
 
 func scanBot(row scanner) (*skep.Bot, error) {
 	var (
@@ -21,8 +26,8 @@ func scanBot(row scanner) (*skep.Bot, error) {
 		dims, state       string
 		first, last, idle int64
 	)
-	if err := row.Scan(&b.ID, &dims, &state, &b.Version, &b.SessionID, &b.Authenticated, &b.ExternalIP, &first, &last,
-		&idle, &b.Task, &b.TaskName, &b.Quarantined, &b.Maintenance, &b.Dead, &b.Terminated, &b.LastEvent); err != nil {
+	if err := row.Scan(&b.ID, &dims, &state, &b.DimensionsKey, &b.Version, &b.SessionID, &b.Authenticated, &b.ExternalIP, &first, &last,
+		&idle, &b.Task, &b.TaskName, &b.Quarantined, &b.Maintenance, flag{&b.Dead}, &b.Terminated, &b.LastEvent); err != nil {
 		return nil, err
 	}
 	b.FirstSeen, b.LastSeen, b.IdleSince = instant(first), instant(last), instant(idle)
@@ -37,7 +42,7 @@ func noSuchBot(id skep.BotID) error { return skep.Errorf(skep.NotFound, "no such
 
 // Bot returns a bot, or a NotFound error.
 func (r reads) Bot(ctx context.Context, id skep.BotID) (*skep.Bot, error) {
-	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.id = $1`, id)
+	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM `+botTable+` WHERE b.id = $1`, id)
 	if err != nil {
 		return nil, fmt.Errorf("read bot %s: %w", id, err)
 	}
@@ -49,9 +54,9 @@ func (r reads) Bot(ctx context.Context, id skep.BotID) (*skep.Bot, error) {
 
 // LockBot reads a bot for changing it: on PostgreSQL other servers wait.
 func (tx *Tx) LockBot(id skep.BotID) (*skep.Bot, error) {
-	query := `SELECT ` + botColumns + ` FROM bots b WHERE b.id = $1`
+	query := `SELECT ` + botColumns + ` FROM ` + botTable + ` WHERE b.id = $1`
 	if tx.d == postgres {
-		query += ` FOR UPDATE`
+		query += ` FOR UPDATE OF b`
 	}
 	bs, err := tx.bots(tx.ctx, query, id)
 	if tx.note(err) != nil {
@@ -80,9 +85,33 @@ func (r reads) bots(ctx context.Context, query string, args ...any) ([]*skep.Bot
 	return out, rows.Err()
 }
 
+// BotLook is what a poll compares with: enough to see that nothing changed.
+// Dimensions are told by their key, see Bot.DimensionsKey.
+type BotLook struct {
+	DimensionsKey            int64
+	Version, Session         string
+	IdleSince                time.Time
+	Task, Terminated         skep.TaskID
+	Quarantined, Maintenance string
+	Dead                     bool
+}
+
+// BotLook returns the part of a bot's record that each poll needs; found is
+// false for an unknown bot.
+func (r reads) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
+	var idle int64
+	found, err = r.q.row(ctx, `SELECT dims, version, session, idle_us, task, terminated, quarantined, maintenance, dead FROM bots WHERE id = $1`, []any{id},
+		&l.DimensionsKey, &l.Version, &l.Session, &idle, &l.Task, &l.Terminated, &l.Quarantined, &l.Maintenance, flag{&l.Dead})
+	if err != nil {
+		return l, false, fmt.Errorf("read bot %s: %w", id, err)
+	}
+	l.IdleSince = instant(idle)
+	return l, found, nil
+}
+
 // BotsAfter returns up to limit live records with an id above after, by id.
 func (r reads) BotsAfter(ctx context.Context, after skep.BotID, limit int) ([]*skep.Bot, error) {
-	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.id > $1 ORDER BY b.id LIMIT $2`, after, limit)
+	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM `+botTable+` WHERE b.id > $1 ORDER BY b.id LIMIT $2`, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list bots: %w", err)
 	}
@@ -91,24 +120,25 @@ func (r reads) BotsAfter(ctx context.Context, after skep.BotID, limit int) ([]*s
 
 // SilentBots returns the live bots last heard of before cutoff.
 func (r reads) SilentBots(ctx context.Context, cutoff time.Time) ([]*skep.Bot, error) {
-	return r.bots(ctx, `SELECT `+botColumns+` FROM bots b WHERE b.dead = 0 AND b.last_seen_us < $1`, micros(cutoff))
+	return r.bots(ctx, `SELECT `+botColumns+` FROM `+botTable+` WHERE b.dead = 0 AND b.last_seen_us < $1`, micros(cutoff))
 }
 
-// SaveBot writes the whole record of a bot, new or known.
+// SaveBot writes the whole record of a bot, new or known, and sets its
+// DimensionsKey.
 func (tx *Tx) SaveBot(b *skep.Bot) error {
-	dims, state, snapshot, err := tx.snapshot(b)
+	snapshot, err := tx.snapshot(b)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO bots (id, dimensions, state, snapshot, version, session, authenticated, ip, first_seen_us, last_seen_us,
+	err = tx.write(`INSERT INTO bots (id, dims, snapshot, version, session, authenticated, ip, first_seen_us, last_seen_us,
 			idle_us, task, task_name, quarantined, maintenance, dead, terminated, last_event)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18)
-		ON CONFLICT (id) DO UPDATE SET dimensions = excluded.dimensions, state = excluded.state, snapshot = excluded.snapshot,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)
+		ON CONFLICT (id) DO UPDATE SET dims = excluded.dims, snapshot = excluded.snapshot,
 			version = excluded.version, session = excluded.session, authenticated = excluded.authenticated, ip = excluded.ip,
 			first_seen_us = excluded.first_seen_us, last_seen_us = excluded.last_seen_us, idle_us = excluded.idle_us, task = excluded.task,
 			task_name = excluded.task_name, quarantined = excluded.quarantined, maintenance = excluded.maintenance, dead = excluded.dead,
 			terminated = excluded.terminated, last_event = excluded.last_event`,
-		b.ID, dims, state, snapshot, b.Version, b.SessionID, b.Authenticated, b.ExternalIP, micros(b.FirstSeen), micros(b.LastSeen),
+		b.ID, b.DimensionsKey, snapshot, b.Version, b.SessionID, b.Authenticated, b.ExternalIP, micros(b.FirstSeen), micros(b.LastSeen),
 		micros(b.IdleSince), b.Task, b.TaskName, b.Quarantined, b.Maintenance, bit(b.Dead), b.Terminated, b.LastEvent)
 	if err != nil {
 		return fmt.Errorf("store bot %s: %w", b.ID, err)
@@ -116,43 +146,92 @@ func (tx *Tx) SaveBot(b *skep.Bot) error {
 	return nil
 }
 
-// snapshot stores a bot's dimensions and state for the events that refer to
-// them, and returns both as stored with the number that names the pair.
-func (tx *Tx) snapshot(b *skep.Bot) (dims, state string, id int64, err error) {
-	d, err := json.Marshal(b.Dimensions)
-	if err != nil {
-		return "", "", 0, err
+// snapshot stores a bot's dimensions and state for what refers to them, sets
+// its DimensionsKey, and returns the number that names the pair.
+func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
+	var err error
+	if b.DimensionsKey, err = tx.dimensionSet(b.Dimensions); err != nil {
+		return 0, err
 	}
-	dims, state = string(d), string(b.State)
+	state := string(b.State)
 	if state == "" {
 		state = "{}"
 	}
-	sum := sha256.Sum256([]byte(dims + "\x00" + state))
-	id = int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
-	_, err = tx.exec(`INSERT INTO bot_snapshots (id, dimensions, state, used_us) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
-		id, dims, state, micros(tx.Now))
+	id := contentID(strconv.FormatInt(b.DimensionsKey, 36), state)
+	err = tx.write(`INSERT INTO bot_snapshots (id, dims, state, used_us) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+		id, b.DimensionsKey, state, micros(tx.Now))
 	if err != nil {
-		err = fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)
+		return 0, fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)
 	}
-	return dims, state, id, err
+	return id, nil
 }
 
-// Occupy notes that a bot took a task, without touching the rest of its
-// record. free is false, and nothing changes, when it has one already.
-func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name, event string) (free bool, err error) {
-	res, err := tx.exec(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1 AND task = 0`,
-		b, task, name, event, micros(tx.Now))
+// dimensionSet stores dimensions for what refers to them and returns their key.
+func (tx *Tx) dimensionSet(d skep.Dimensions) (int64, error) {
+	text, err := json.Marshal(d)
 	if err != nil {
-		return false, fmt.Errorf("store task of bot %s: %w", b, err)
+		return 0, err
 	}
-	n, err := res.RowsAffected()
-	return n == 1, err
+	key := contentID(string(text))
+	if err := tx.write(`INSERT INTO dimension_sets (id, dimensions, used_us) VALUES ($1, $2, $3)
+		ON CONFLICT (id) DO UPDATE SET used_us = excluded.used_us WHERE dimension_sets.used_us < excluded.used_us - 86400000000`,
+		key, string(text), micros(tx.Now)); err != nil {
+		return 0, fmt.Errorf("store dimensions: %w", err)
+	}
+	return key, nil
+}
+
+// contentID names texts by what they are.
+func contentID(texts ...string) int64 {
+	sum := sha256.Sum256([]byte(strings.Join(texts, "\x00")))
+	return int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
+}
+
+// FreeBots returns which of the bots run nothing, and on PostgreSQL keeps
+// other servers from giving them something.
+func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
+	free := make(map[skep.BotID]bool, len(ids))
+	if len(ids) == 0 {
+		return free, nil
+	}
+	args := make([]any, len(ids))
+	for i, id := range slices.Sorted(slices.Values(ids)) {
+		args[i] = string(id)
+	}
+	args = padded(args)
+	query := `SELECT b.id FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`
+	if tx.d == postgres {
+		query += ` ORDER BY b.id FOR UPDATE`
+	}
+	rows, err := tx.q.query(tx.ctx, query, args...)
+	if tx.note(err) != nil {
+		return nil, fmt.Errorf("read free bots: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id skep.BotID
+		if err := rows.Scan(&id); tx.note(err) != nil {
+			return nil, fmt.Errorf("read free bots: %w", err)
+		}
+		free[id] = true
+	}
+	return free, tx.note(rows.Err())
+}
+
+// Occupy notes that a bot that is free took a task, without touching the rest
+// of its record.
+func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name, event string) error {
+	if err := tx.write(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1`,
+		b, task, name, event, micros(tx.Now)); err != nil {
+		return fmt.Errorf("store task of bot %s: %w", b, err)
+	}
+	return nil
 }
 
 // Release notes that a bot ended a task. If it has another one by now, that
 // one stays.
 func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
-	_, err := tx.exec(`UPDATE bots SET task = 0, task_name = '', last_event = $3, idle_us = 0, last_seen_us = $4, dead = 0 WHERE id = $1 AND task = $2`,
+	err := tx.write(`UPDATE bots SET task = 0, task_name = '', last_event = $3, idle_us = 0, last_seen_us = $4, dead = 0 WHERE id = $1 AND task = $2`,
 		b, task, event, micros(tx.Now))
 	if err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
@@ -163,7 +242,7 @@ func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
 // SeenBots notes when bots were last heard of.
 func (tx *Tx) SeenBots(at map[skep.BotID]time.Time) error {
 	for id, t := range at {
-		if _, err := tx.exec(`UPDATE bots SET last_seen_us = $2 WHERE id = $1 AND last_seen_us < $2`, id, micros(t)); err != nil {
+		if err := tx.write(`UPDATE bots SET last_seen_us = $2 WHERE id = $1 AND last_seen_us < $2`, id, micros(t)); err != nil {
 			return fmt.Errorf("store bot %s: %w", id, err)
 		}
 	}
@@ -172,17 +251,17 @@ func (tx *Tx) SeenBots(at map[skep.BotID]time.Time) error {
 
 // DeleteBot removes the live record; the history stays.
 func (tx *Tx) DeleteBot(id skep.BotID) error {
-	_, err := tx.exec(`DELETE FROM bots WHERE id = $1`, id)
+	err := tx.write(`DELETE FROM bots WHERE id = $1`, id)
 	return err
 }
 
 // AddEvent appends to the history of a bot, with what b is now.
 func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task skep.TaskID) error {
-	_, _, snapshot, err := tx.snapshot(b)
+	snapshot, err := tx.snapshot(b)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+	err = tx.write(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12)`,
 		b.ID, micros(tx.Now), typ, message, task, snapshot, b.Version, b.SessionID, b.ExternalIP, b.Authenticated, b.Quarantined, b.Maintenance)
 	if err != nil {
@@ -194,7 +273,7 @@ func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task ske
 // AddTaskEvent is AddEvent for the events of a task's life, which happen too
 // often to read the bot first: its stored record is copied by the engine.
 func (tx *Tx) AddTaskEvent(bot skep.BotID, typ skep.EventType, message string, task skep.TaskID) error {
-	_, err := tx.exec(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+	err := tx.write(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
 		SELECT id, CAST($2 AS BIGINT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), snapshot, version, session, ip, authenticated, quarantined, maintenance FROM bots WHERE id = $1`,
 		bot, micros(tx.Now), typ, message, task)
 	if err != nil {
@@ -228,9 +307,9 @@ func (r reads) BotEvents(ctx context.Context, f EventFilter) ([]*skep.BotEvent, 
 		add("e.seq <", f.Below)
 	}
 	args = append(args, f.Limit)
-	rows, err := r.q.query(ctx, fmt.Sprintf(`SELECT e.seq, e.at_us, e.type, e.message, e.task, COALESCE(s.dimensions, '{}'), COALESCE(s.state, '{}'),
+	rows, err := r.q.query(ctx, fmt.Sprintf(`SELECT e.seq, e.at_us, e.type, e.message, e.task, COALESCE(d.dimensions, '{}'), COALESCE(s.state, '{}'),
 			e.version, e.session, e.ip, e.authenticated, e.quarantined, e.maintenance
-		FROM bot_events e LEFT JOIN bot_snapshots s ON s.id = e.snapshot WHERE %s ORDER BY e.seq DESC LIMIT $%d`, strings.Join(conds, " AND "), len(args)), args...)
+		FROM bot_events e LEFT JOIN bot_snapshots s ON s.id = e.snapshot LEFT JOIN dimension_sets d ON d.id = s.dims WHERE %s ORDER BY e.seq DESC LIMIT $%d`, strings.Join(conds, " AND "), len(args)), args...)
 	if err != nil {
 		return nil, fmt.Errorf("read events of bot %s: %w", f.Bot, err)
 	}

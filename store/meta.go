@@ -18,7 +18,7 @@ func (r reads) Meta(ctx context.Context, key string) (string, error) {
 
 // SetMeta sets a value of the fleet.
 func (tx *Tx) SetMeta(key, value string) error {
-	if _, err := tx.exec(`INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value); err != nil {
+	if err := tx.write(`INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
 	return nil
@@ -31,7 +31,7 @@ func (s *Store) ServerKey(ctx context.Context, name string) ([]byte, error) {
 	fresh := make([]byte, 32)
 	_, _ = rand.Read(fresh) // never fails
 	err := s.Update(ctx, func(tx *Tx) error {
-		_, err := tx.exec(`INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`, name, hex.EncodeToString(fresh))
+		err := tx.write(`INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`, name, hex.EncodeToString(fresh))
 		return err
 	})
 	if err != nil {

@@ -15,9 +15,10 @@ const (
 )
 
 // WriteOutput places data at offset start and returns the new end of the
-// output. It may be repeated and come out of order: bytes already there are
-// overwritten, a gap reads as zeros until it is filled, and what lies beyond
-// MaxOutput is dropped. size is the present end.
+// output, which the caller stores with the task (Touch, SaveTask). It may be
+// repeated and come out of order: bytes already there are overwritten, a gap
+// reads as zeros until it is filled, and what lies beyond MaxOutput is
+// dropped. size is the present end.
 func (tx *Tx) WriteOutput(id skep.TaskID, size, start int64, data []byte) (int64, error) {
 	if start >= MaxOutput || len(data) == 0 {
 		return size, nil
@@ -31,20 +32,14 @@ func (tx *Tx) WriteOutput(id skep.TaskID, size, start int64, data []byte) (int64
 	} else if err := tx.addOutput(id, start, data); err != nil {
 		return size, fmt.Errorf("store output of task %s: %w", id, err)
 	}
-	if end <= size {
-		return size, nil
-	}
-	if _, err := tx.exec(`UPDATE tasks SET output_bytes = $2 WHERE id = $1`, id, end); err != nil {
-		return size, fmt.Errorf("store output of task %s: %w", id, err)
-	}
-	return end, nil
+	return max(end, size), nil
 }
 
 // addOutput stores bytes where there are none.
 func (tx *Tx) addOutput(id skep.TaskID, start int64, data []byte) error {
 	for len(data) > 0 {
 		n := min(len(data), pieceBytes)
-		if _, err := tx.exec(`INSERT INTO task_output (task, start, data) VALUES ($1, $2, $3)`, id, start, data[:n]); err != nil {
+		if err := tx.write(`INSERT INTO task_output (task, start, data) VALUES ($1, $2, $3)`, id, start, data[:n]); err != nil {
 			return err
 		}
 		start, data = start+int64(n), data[n:]
@@ -67,7 +62,7 @@ func (tx *Tx) overwrite(id skep.TaskID, start int64, data []byte) error {
 			start, data = p.start, data[n:]
 		}
 		n := copy(p.data[start-p.start:], data)
-		if _, err := tx.exec(`UPDATE task_output SET data = $3 WHERE task = $1 AND start = $2`, id, p.start, p.data); err != nil {
+		if err := tx.write(`UPDATE task_output SET data = $3 WHERE task = $1 AND start = $2`, id, p.start, p.data); err != nil {
 			return err
 		}
 		start, data = start+int64(n), data[n:]

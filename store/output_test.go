@@ -22,10 +22,16 @@ func TestOutputAgreesWithABuffer(t *testing.T) {
 				start := rapid.OneOf(rapid.Just(size), rapid.Int64Range(0, 300), rapid.Just(int64(pieceBytes-1))).Draw(rt, "start")
 				length := rapid.OneOf(rapid.IntRange(0, 80), rapid.Just(pieceBytes+3)).Draw(rt, "length")
 				data := bytes.Repeat([]byte{rapid.Byte().Draw(rt, "byte")}, length)
-				if err := s.Update(t.Context(), func(tx *Tx) (err error) {
-					size, err = tx.WriteOutput(req.ID, int64(len(want)), start, data)
-					return err
-				}); err != nil {
+				if err := s.Update(t.Context(), func(tx *Tx) error {
+					task, err := tx.LockTask(req.ID)
+					if err != nil {
+						return err
+					}
+					if task.OutputSize, err = tx.WriteOutput(req.ID, task.OutputSize, start, data); err != nil {
+						return err
+					}
+					return tx.Touch(task)
+				}, KeyTask(req.ID)); err != nil {
 					rt.Fatal(err)
 				}
 				if end := start + int64(length); end > int64(len(want)) && length > 0 {

@@ -12,6 +12,7 @@ const (
 	taskLife  = 18 * 31 * 24 * time.Hour
 	eventLife = 28 * 24 * time.Hour
 	botLife   = 28*24*time.Hour + 4*time.Hour
+	dimsLife  = taskLife + botLife + 48*time.Hour // no bot, event or claim of a task can refer to them any more
 )
 
 // Prune deletes up to limit of each kind of thing whose time is over, and
@@ -30,17 +31,14 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 LIMIT $2)`, tx.Now.Add(-botLife)},
 		{`DELETE FROM bot_snapshots WHERE id IN (SELECT s.id FROM bot_snapshots s WHERE s.used_us < $1
 			AND NOT EXISTS (SELECT 1 FROM bot_events e WHERE e.snapshot = s.id) AND NOT EXISTS (SELECT 1 FROM bots b WHERE b.snapshot = s.id) LIMIT $2)`, tx.Now.Add(-eventLife)},
+		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
 		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1
 			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 32 AND t.queue = q.id) LIMIT $2)`, tx.Now},
 	} {
-		res, err := tx.exec(q.query, micros(q.until), limit)
+		n, err := tx.exec(q.query, micros(q.until), limit)
 		if err != nil {
 			return false, fmt.Errorf("delete what is old: %w", err)
-		}
-		n, err := res.RowsAffected()
-		if err != nil {
-			return false, err
 		}
 		more = more || n >= int64(limit)
 	}
@@ -74,14 +72,14 @@ func (tx *Tx) pruneTasks(before skep.TaskID, limit int) (int, error) {
 	}
 	for _, req := range old {
 		for _, tag := range req.Tags {
-			if _, err := tx.exec(`DELETE FROM task_tags WHERE tag = $1 AND task = $2`, tagID(tag), req.ID); err != nil {
+			if err := tx.write(`DELETE FROM task_tags WHERE tag = $1 AND task = $2`, tagID(tag), req.ID); err != nil {
 				return 0, err
 			}
 		}
 		for _, q := range []string{
 			`DELETE FROM task_output WHERE task = $1`, `DELETE FROM tasks WHERE id = $1`, `DELETE FROM task_requests WHERE id = $1`,
 		} {
-			if _, err := tx.exec(q, req.ID); err != nil {
+			if err := tx.write(q, req.ID); err != nil {
 				return 0, err
 			}
 		}

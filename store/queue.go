@@ -22,7 +22,7 @@ func (tx *Tx) SaveQueue(q Queue) error {
 	if err != nil {
 		return err
 	}
-	if _, err := tx.exec(`INSERT INTO queues (id, dimensions, expires_us) VALUES ($1, $2, $3)
+	if err := tx.write(`INSERT INTO queues (id, dimensions, expires_us) VALUES ($1, $2, $3)
 		ON CONFLICT (id) DO UPDATE SET expires_us = CASE WHEN queues.expires_us > excluded.expires_us THEN queues.expires_us ELSE excluded.expires_us END`,
 		q.ID, string(dims), micros(q.Expires)); err != nil {
 		return fmt.Errorf("store queue: %w", err)

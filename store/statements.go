@@ -31,12 +31,16 @@ func (s *statements) get(ctx context.Context, query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
-func (s *statements) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+func (s *statements) query(ctx context.Context, query string, args ...any) (rows, error) {
 	st, err := s.get(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	return st.QueryContext(ctx, args...)
+	rs, err := st.QueryContext(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	return rs, nil
 }
 
 func (s *statements) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {

@@ -19,8 +19,9 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
-	_ "modernc.org/sqlite"             // driver "sqlite"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib" // and driver "pgx"
+	_ "modernc.org/sqlite"           // driver "sqlite"
 
 	"github.com/skepdev/skep"
 )
@@ -41,8 +42,10 @@ type Store struct {
 	reads
 
 	dialect dialect
-	pool    *sql.DB // readers
-	wpool   *sql.DB // the writer's connection; the same as pool on PostgreSQL
+	pool    *sql.DB                                // readers; on PostgreSQL a view of pgPool
+	wpool   *sql.DB                                // the writer's connection on SQLite; elsewhere the same as pool
+	pgPool  *pgxpool.Pool                          // nil on SQLite
+	connect func(context.Context) (session, error) // opens the writer's connection
 	lock    *flock.Flock
 	writer  *writer
 }
@@ -66,7 +69,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	s := &Store{}
 	var err error
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
-		err = s.openPostgres(dsn)
+		err = s.openPostgres(ctx, dsn)
 	} else {
 		err = s.openSQLite(dsn, o.Guest)
 	}
@@ -76,22 +79,30 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}
-	s.reads = reads{q: newStatements(s.pool.PrepareContext)}
-	if s.writer, err = startWriter(ctx, s.wpool, s.dialect, o.Now); err != nil {
+	if s.pgPool != nil {
+		s.reads = reads{q: pgReads{s.pgPool}}
+	} else {
+		s.reads = reads{q: newStatements(s.pool.PrepareContext)}
+	}
+	if s.writer, err = startWriter(ctx, s.connect, s.dialect, o.Now); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}
 	return s, nil
 }
 
-func (s *Store) openPostgres(dsn string) error {
+func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	s.dialect = postgres
-	db, err := sql.Open("pgx", dsn)
+	config, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return fmt.Errorf("open PostgreSQL: %w", redact(err))
 	}
-	db.SetMaxOpenConns(8)
-	db.SetMaxIdleConns(8)
-	s.pool, s.wpool = db, db
+	config.MaxConns = 8
+	s.connect = func(ctx context.Context) (session, error) { return openPGSession(ctx, config.ConnConfig.Copy()) }
+	if s.pgPool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return fmt.Errorf("open PostgreSQL: %w", redact(err))
+	}
+	s.pool = stdlib.OpenDBFromPool(s.pgPool)
+	s.wpool = s.pool
 	return nil
 }
 
@@ -131,6 +142,7 @@ func (s *Store) openSQLite(path string, guest bool) error {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	s.wpool.SetMaxOpenConns(1)
+	s.connect = func(ctx context.Context) (session, error) { return openSQLiteSession(ctx, s.wpool) }
 	if s.pool, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
@@ -156,7 +168,11 @@ func (s *Store) own(path string) error {
 // Close ends the writer after the changes queued so far and closes the
 // database.
 func (s *Store) Close() error {
-	return errors.Join(s.writer.close(), s.q.close(), s.closePools())
+	err := s.writer.close()
+	if st, ok := s.q.(*statements); ok {
+		err = errors.Join(err, st.close())
+	}
+	return errors.Join(err, s.closePools())
 }
 
 func (s *Store) closePools() error {
@@ -166,6 +182,9 @@ func (s *Store) closePools() error {
 	}
 	if s.pool != nil {
 		errs = append(errs, s.pool.Close())
+	}
+	if s.pgPool != nil {
+		s.pgPool.Close()
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
@@ -190,7 +209,7 @@ func (s *Store) Durability(ctx context.Context) (map[string]string, error) {
 	err := s.writer.do(ctx, func(tx *Tx) error {
 		for name, query := range names {
 			var v string
-			if err := tx.conn.QueryRowContext(tx.ctx, query).Scan(&v); err != nil {
+			if _, err := tx.q.row(tx.ctx, query, nil, &v); err != nil {
 				return fmt.Errorf("read back %s: %w", name, err)
 			}
 			out[name] = v

@@ -58,7 +58,12 @@ func TestTaskRoundTrip(t *testing.T) {
 			t.Fatal(err)
 		}
 		task.Outcome = &skep.Outcome{Message: "m", Stats: &skep.Stats{BotOverhead: 1}}
-		if err := s.Update(t.Context(), func(tx *Tx) error { return tx.SaveTask(task) }); err != nil {
+		if err := s.Update(t.Context(), func(tx *Tx) error {
+			if err := tx.ClaimTask(task, 0); err != nil {
+				return err
+			}
+			return tx.SaveTask(task)
+		}); err != nil {
 			t.Fatal(err)
 		}
 		back, err := s.Task(t.Context(), task.ID)

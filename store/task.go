@@ -4,45 +4,55 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	sqlite3 "modernc.org/sqlite"
+	sqlitelib "modernc.org/sqlite/lib"
 
 	"github.com/skepdev/skep"
 )
 
 // reads are the questions that both a Store and a Tx answer.
-type reads struct{ q *statements }
+type reads struct{ q querier }
 
-// taskColumns is a task row in the order that scanTask reads it.
-const taskColumns = `t.id, t.state, t.slice, t.priority, t.queue, t.expires_us, t.modified_us, t.started_us, t.ended_us,
-	t.abandon_us, t.contact_us, t.tolerance_us, t.killing, t.bot, t.claim_key, t.claim, t.exit_code, t.duration_secs,
-	t.failure, t.internal, t.fault, t.cost_usd, t.output_bytes, t.outcome, t.versions, t.parent`
+// lockColumns is a task row in the order that scanLocked reads it, without
+// what only readers look at.
+const lockColumns = `t.id, t.state, t.slice, t.priority, t.queue, t.expires_us, t.modified_us, t.started_us, t.ended_us,
+	t.abandon_us, t.contact_us, t.tolerance_us, t.killing, t.bot, t.claim_key, t.exit_code, t.duration_secs,
+	t.failure, t.internal, t.fault, t.cost_usd, t.output_bytes, t.versions, t.parent, t.children`
+
+// taskColumns is a whole task, as scanTask reads it from taskTable.
+const (
+	taskColumns = lockColumns + `, t.claim, COALESCE(d.dimensions, ''), t.outcome`
+	taskTable   = `tasks t LEFT JOIN dimension_sets d ON d.id = t.claim_dims`
+)
 
 type scanner interface{ Scan(dest ...any) error }
 
-// scanTask reads taskColumns, and then more into extra.
-func scanTask(row scanner, extra ...any) (*skep.Task, error) {
+// scanLocked reads lockColumns, and then more into extra.
+func scanLocked(row scanner, extra ...any) (*skep.Task, error) {
 	var (
 		t                                                   skep.Task
 		expires, modified, started, ended, abandon, contact int64
 		tolerance                                           int64
-		killing, failure, internal                          bool
-		claim, outcome, versions                            string
+		versions                                            string
 		exit                                                sql.NullInt64
 		duration                                            sql.NullFloat64
 	)
-	dest := []any{
+	dest := append(make([]any, 0, 32),
 		&t.ID, &t.State, &t.Slice, &t.Priority, &t.Queue, &expires, &modified, &started, &ended,
-		&abandon, &contact, &tolerance, &killing, &t.Bot, &t.ClaimKey, &claim, &exit, &duration,
-		&failure, &internal, &t.Fault, &t.CostUSD, &t.OutputSize, &outcome, &versions, &t.Parent,
-	}
+		&abandon, &contact, &tolerance, flag{&t.Killing}, &t.Bot, &t.ClaimKey, &exit, &duration,
+		flag{&t.Failure}, flag{&t.InternalFailure}, &t.Fault, &t.CostUSD, &t.OutputSize, &versions, &t.Parent, flag{&t.HasChildren},
+	)
 	if err := row.Scan(append(dest, extra...)...); err != nil {
 		return nil, err
 	}
 	t.ExpiresAt, t.ModifiedAt, t.StartedAt, t.EndedAt = instant(expires), instant(modified), instant(started), instant(ended)
 	t.AbandonAt, t.ContactAt, t.PingTolerance = instant(abandon), instant(contact), time.Duration(tolerance)*time.Microsecond
-	t.Killing, t.Failure, t.InternalFailure = killing, failure, internal
 	if exit.Valid {
 		t.ExitCode = &exit.Int64
 	}
@@ -52,9 +62,24 @@ func scanTask(row scanner, extra ...any) (*skep.Task, error) {
 	if versions != "" {
 		t.ServerVersions = strings.Split(versions, "\n")
 	}
+	return &t, nil
+}
+
+// scanTask reads taskColumns, and then more into extra.
+func scanTask(row scanner, extra ...any) (*skep.Task, error) {
+	var claim, dims, outcome string
+	t, err := scanLocked(row, append([]any{&claim, &dims, &outcome}, extra...)...)
+	if err != nil {
+		return nil, err
+	}
 	if claim != "" {
 		t.Claim = new(skep.Claim)
 		if err := json.Unmarshal([]byte(claim), t.Claim); err != nil {
+			return nil, fmt.Errorf("stored claim of task %s: %w", t.ID, err)
+		}
+	}
+	if dims != "" {
+		if err := json.Unmarshal([]byte(dims), &t.Claim.Dimensions); err != nil {
 			return nil, fmt.Errorf("stored claim of task %s: %w", t.ID, err)
 		}
 	}
@@ -64,14 +89,14 @@ func scanTask(row scanner, extra ...any) (*skep.Task, error) {
 			return nil, fmt.Errorf("stored outcome of task %s: %w", t.ID, err)
 		}
 	}
-	return &t, nil
+	return t, nil
 }
 
 func noSuchTask(id skep.TaskID) error { return skep.Errorf(skep.NotFound, "no such task: %s", id) }
 
 // Task returns a task, or a NotFound error.
 func (r reads) Task(ctx context.Context, id skep.TaskID) (*skep.Task, error) {
-	ts, err := r.tasks(ctx, `SELECT `+taskColumns+` FROM tasks t WHERE t.id = $1`, id)
+	ts, err := r.tasks(ctx, `SELECT `+taskColumns+` FROM `+taskTable+` WHERE t.id = $1`, id)
 	if err != nil {
 		return nil, fmt.Errorf("read task %s: %w", id, err)
 	}
@@ -130,36 +155,48 @@ func (r reads) Secret(ctx context.Context, id skep.TaskID) ([]byte, error) {
 
 // TaskByUUID returns the task that caller made with uuid, 0 when there is none.
 func (tx *Tx) TaskByUUID(caller, uuid string) (skep.TaskID, error) {
+	key := KeyUUID(caller, uuid)
+	if id, known := tx.batch.uuids[key]; known {
+		return id, nil
+	}
 	var id skep.TaskID
-	_, err := tx.q.row(tx.ctx, `SELECT task FROM request_uuids WHERE caller = $1 AND uuid = $2 AND expires_us > $3`,
-		[]any{caller, uuid, micros(tx.Now)}, &id)
-	return id, tx.note(err)
+	var expires int64
+	found, err := tx.q.row(tx.ctx, `SELECT task, expires_us FROM request_uuids WHERE caller = $1 AND uuid = $2`, []any{caller, uuid}, &id, &expires)
+	if tx.note(err) != nil {
+		return 0, fmt.Errorf("read request_uuid: %w", err)
+	}
+	if found && expires <= micros(tx.Now) {
+		tx.batch.stale[key] = true // CreateTask makes room
+		return 0, nil
+	}
+	return id, nil
 }
 
 // uuidLife is how long a call of NewTask can be repeated. spec/api-v2.md §6.1.
 const uuidLife = 7 * 24 * time.Hour
 
 // CreateTask stores a request with its task, tags and secret. A Conflict error
-// means that the id is taken: draw another.
+// means that the id is taken, or that the call was made by another server at
+// the same time: do it all again, with another id.
 func (tx *Tx) CreateTask(req *skep.TaskRequest, t *skep.Task, secret []byte) error {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	res, err := tx.exec(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, req.ID, string(body), secret)
-	if err != nil {
-		return fmt.Errorf("store request: %w", err)
+	if err := tx.write(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3)`, req.ID, string(body), secret); err != nil {
+		return taken(err, "store request %s", req.ID)
 	}
-	if n, err := res.RowsAffected(); err != nil {
-		return err
-	} else if n == 0 {
-		return skep.Errorf(skep.Conflict, "task id %s is taken", req.ID)
-	}
-	if _, err := tx.exec(`INSERT INTO tasks (id, state, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
+	if err := tx.write(`INSERT INTO tasks (id, state, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
 		t.ID, t.State, t.Slice, t.Priority, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt), micros(t.AbandonAt),
 		t.PingTolerance.Microseconds(), t.Fault, strings.Join(t.ServerVersions, "\n"), t.Parent); err != nil {
 		return fmt.Errorf("store task: %w", err)
+	}
+	if t.Parent != 0 {
+		if err := tx.write(`UPDATE tasks SET children = 1 WHERE id = $1 AND children = 0`, t.Parent); err != nil {
+			return fmt.Errorf("store parent of task %s: %w", t.ID, err)
+		}
+		tx.batch.wrote(t.Parent)
 	}
 	if err := tx.tag(t.ID, req.Tags); err != nil {
 		return err
@@ -167,22 +204,51 @@ func (tx *Tx) CreateTask(req *skep.TaskRequest, t *skep.Task, secret []byte) err
 	if req.UUID == "" {
 		return nil
 	}
-	if _, err := tx.exec(`INSERT INTO request_uuids (caller, uuid, task, expires_us) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (caller, uuid) DO UPDATE SET task = excluded.task, expires_us = excluded.expires_us`,
-		req.Authenticated, req.UUID, t.ID, micros(tx.Now.Add(uuidLife))); err != nil {
-		return fmt.Errorf("store request_uuid: %w", err)
+	key := KeyUUID(req.Authenticated, req.UUID)
+	if tx.batch.stale[key] {
+		if err := tx.write(`DELETE FROM request_uuids WHERE caller = $1 AND uuid = $2`, req.Authenticated, req.UUID); err != nil {
+			return fmt.Errorf("store request_uuid: %w", err)
+		}
 	}
+	if err := tx.write(`INSERT INTO request_uuids (caller, uuid, task, expires_us) VALUES ($1, $2, $3, $4)`,
+		req.Authenticated, req.UUID, t.ID, micros(tx.Now.Add(uuidLife))); err != nil {
+		return taken(err, "store request_uuid of task %s", t.ID)
+	}
+	tx.batch.called(key, t.ID)
 	return nil
 }
 
+// taken says what err means for an insert: a Conflict when the key is there
+// already.
+func taken(err error, format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	if duplicate(err) {
+		return skep.Errorf(skep.Conflict, "%s: it is there already", text)
+	}
+	return fmt.Errorf("%s: %w", text, err)
+}
+
+// duplicate reports whether the engine refused a second row with the same key.
+func duplicate(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pg.Code == "23505"
+	}
+	lite, ok := errors.AsType[*sqlite3.Error](err)
+	return ok && (lite.Code() == sqlitelib.SQLITE_CONSTRAINT_PRIMARYKEY || lite.Code() == sqlitelib.SQLITE_CONSTRAINT_UNIQUE)
+}
+
 // LockTask reads a task for changing it: on PostgreSQL other servers wait.
+// What only readers look at, Claim and Outcome, is not read.
 func (tx *Tx) LockTask(id skep.TaskID) (*skep.Task, error) {
-	query := `SELECT ` + taskColumns + ` FROM tasks t WHERE t.id = $1`
+	if t := tx.batch.task(id); t != nil {
+		return t, nil
+	}
+	query := `SELECT ` + lockColumns + ` FROM tasks t WHERE t.id = $1`
 	if tx.d == postgres {
 		query += ` FOR UPDATE`
 	}
-	ts, err := tx.tasks(tx.ctx, query, id)
-	if tx.note(err) != nil {
+	ts, err := tx.locked(query, id)
+	if err != nil {
 		return nil, fmt.Errorf("read task %s: %w", id, err)
 	}
 	if len(ts) == 0 {
@@ -191,21 +257,36 @@ func (tx *Tx) LockTask(id skep.TaskID) (*skep.Task, error) {
 	return ts[0], nil
 }
 
-// SaveTask writes everything about a task that may have changed.
-func (tx *Tx) SaveTask(t *skep.Task) error {
-	claim, err := encode(t.Claim)
-	if err != nil {
-		return err
+func (tx *Tx) locked(query string, args ...any) ([]*skep.Task, error) {
+	rows, err := tx.q.query(tx.ctx, query, args...)
+	if tx.note(err) != nil {
+		return nil, err
 	}
+	defer rows.Close()
+	var out []*skep.Task
+	for rows.Next() {
+		t, err := scanLocked(rows)
+		if tx.note(err) != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	return out, tx.note(rows.Err())
+}
+
+// SaveTask writes everything about a task that may have changed since
+// LockTask: all but its claim, and its Outcome when it has one.
+func (tx *Tx) SaveTask(t *skep.Task) error {
 	outcome, err := encode(t.Outcome)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`UPDATE tasks SET state = $2, slice = $3, queue = $4, expires_us = $5, modified_us = $6, started_us = $7, ended_us = $8,
-		abandon_us = $9, contact_us = $10, killing = $11, bot = $12, claim_key = $13, claim = $14, exit_code = $15, duration_secs = $16,
-		failure = $17, internal = $18, fault = $19, cost_usd = $20, output_bytes = $21, outcome = $22, versions = $23 WHERE id = $1`,
-		t.ID, t.State, t.Slice, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.StartedAt), micros(t.EndedAt),
-		micros(t.AbandonAt), micros(t.ContactAt), bit(t.Killing), t.Bot, t.ClaimKey, claim, t.ExitCode, t.Duration,
+	tx.batch.wrote(t.ID)
+	err = tx.write(`UPDATE tasks SET state = $2, slice = $3, queue = $4, expires_us = $5, modified_us = $6, ended_us = $7,
+		abandon_us = $8, contact_us = $9, killing = $10, exit_code = $11, duration_secs = $12,
+		failure = $13, internal = $14, fault = $15, cost_usd = $16, output_bytes = $17, outcome = $18, versions = $19 WHERE id = $1`,
+		t.ID, t.State, t.Slice, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt),
+		micros(t.AbandonAt), micros(t.ContactAt), bit(t.Killing), t.ExitCode, t.Duration,
 		bit(t.Failure), bit(t.InternalFailure), t.Fault, t.CostUSD, t.OutputSize, outcome, strings.Join(t.ServerVersions, "\n"))
 	if err != nil {
 		return fmt.Errorf("store task %s: %w", t.ID, err)
@@ -230,24 +311,15 @@ func bit(b bool) int64 {
 	return 0
 }
 
-// Progress is what a running task's row says after Touch.
-type Progress struct {
-	Killing    bool
-	OutputSize int64
-	CostUSD    float64
-	Parent     skep.TaskID
-}
-
-// Touch notes that bot spoke of its running task. found is false when the
-// bot does not run it.
-func (tx *Tx) Touch(id skep.TaskID, bot skep.BotID, costUSD float64) (p Progress, found bool, err error) {
-	found, err = tx.writeRow(`UPDATE tasks SET contact_us = $3, modified_us = $3, cost_usd = CASE WHEN cost_usd < $4 THEN $4 ELSE cost_usd END
-		WHERE id = $1 AND bot = $2 AND state = 16 RETURNING killing, output_bytes, cost_usd, parent`,
-		[]any{id, bot, micros(tx.Now), costUSD}, &p.Killing, &p.OutputSize, &p.CostUSD, &p.Parent)
-	if err != nil {
-		err = fmt.Errorf("touch task %s: %w", id, err)
+// Touch notes that the bot of a running task spoke of it. t is as LockTask
+// returned it, with a new OutputSize and CostUSD.
+func (tx *Tx) Touch(t *skep.Task) error {
+	tx.batch.wrote(t.ID)
+	if err := tx.write(`UPDATE tasks SET contact_us = $2, modified_us = $2, cost_usd = $3, output_bytes = $4 WHERE id = $1`,
+		t.ID, micros(tx.Now), t.CostUSD, t.OutputSize); err != nil {
+		return fmt.Errorf("touch task %s: %w", t.ID, err)
 	}
-	return p, found, err
+	return nil
 }
 
 // Waiting is a task that can be claimed, with what its bot needs to know.
@@ -261,7 +333,7 @@ type Waiting struct {
 // best priority first, then oldest. On PostgreSQL it skips those that another
 // server is about to claim.
 func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]Waiting, error) {
-	rows, err := tx.q.query(tx.ctx, `SELECT `+taskColumns+`, r.body, r.secret FROM tasks t JOIN task_requests r ON r.id = t.id
+	rows, err := tx.q.query(tx.ctx, `SELECT `+lockColumns+`, r.body, r.secret FROM tasks t JOIN task_requests r ON r.id = t.id
 		WHERE t.state = 32 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT $3 `+tx.d.skipLocked, queue, micros(tx.Now), limit)
 	if tx.note(err) != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
@@ -271,7 +343,7 @@ func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]Waiting, error) {
 	for rows.Next() {
 		var body string
 		var w Waiting
-		if w.Task, err = scanTask(rows, &body, &w.Secret); tx.note(err) != nil {
+		if w.Task, err = scanLocked(rows, &body, &w.Secret); tx.note(err) != nil {
 			return nil, fmt.Errorf("read queue: %w", err)
 		}
 		if w.Request, err = decodeRequest(w.Task.ID, body); err != nil {
@@ -282,14 +354,23 @@ func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]Waiting, error) {
 	return out, tx.note(rows.Err())
 }
 
-// ClaimTask makes a waiting task bot's.
-func (tx *Tx) ClaimTask(t *skep.Task) error {
-	claim, err := encode(t.Claim)
+// ClaimTask makes a waiting task the bot's. dims is the bot's DimensionsKey; 0
+// stores the dimensions of the claim.
+func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
+	if dims == 0 {
+		if dims, err = tx.dimensionSet(t.Claim.Dimensions); err != nil {
+			return fmt.Errorf("claim task %s: %w", t.ID, err)
+		}
+	}
+	slim := *t.Claim
+	slim.Dimensions = nil
+	claim, err := encode(&slim)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`UPDATE tasks SET state = $2, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, versions = $7
-		WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, strings.Join(t.ServerVersions, "\n"))
+	tx.batch.wrote(t.ID)
+	err = tx.write(`UPDATE tasks SET state = $2, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8
+		WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, dims, strings.Join(t.ServerVersions, "\n"))
 	if err != nil {
 		return fmt.Errorf("claim task %s: %w", t.ID, err)
 	}
@@ -298,9 +379,8 @@ func (tx *Tx) ClaimTask(t *skep.Task) error {
 
 // ExpiredTasks returns up to limit waiting tasks whose slice has expired.
 func (tx *Tx) ExpiredTasks(limit int) ([]*skep.Task, error) {
-	ts, err := tx.tasks(tx.ctx, `SELECT `+taskColumns+` FROM tasks t WHERE t.state = 32 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT $2 `+tx.d.skipLocked,
+	return tx.locked(`SELECT `+lockColumns+` FROM tasks t WHERE t.state = 32 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT $2 `+tx.d.skipLocked,
 		micros(tx.Now), limit)
-	return ts, tx.note(err)
 }
 
 // NextExpiry returns when the next waiting slice expires, zero when none waits.
@@ -314,7 +394,7 @@ func (r reads) NextExpiry(ctx context.Context) (time.Time, error) {
 
 // RunningTasks returns all running tasks.
 func (r reads) RunningTasks(ctx context.Context) ([]*skep.Task, error) {
-	return r.tasks(ctx, `SELECT `+taskColumns+` FROM tasks t WHERE t.state = 16`)
+	return r.tasks(ctx, `SELECT `+taskColumns+` FROM `+taskTable+` WHERE t.state = 16`)
 }
 
 // Children returns the unfinished tasks whose parent is id.

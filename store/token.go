@@ -23,7 +23,7 @@ type Token struct {
 
 // AddToken stores a new token.
 func (tx *Tx) AddToken(t Token) error {
-	_, err := tx.exec(`INSERT INTO tokens (id, hash, name, scope, bots, created_us, expires_us, revoked_us) VALUES ($1,$2,$3,$4,$5,$6,$7,0)`,
+	err := tx.write(`INSERT INTO tokens (id, hash, name, scope, bots, created_us, expires_us, revoked_us) VALUES ($1,$2,$3,$4,$5,$6,$7,0)`,
 		t.ID, t.Hash, t.Name, t.Scope, strings.Join(t.Bots, "\n"), micros(tx.Now), micros(t.ExpiresAt))
 	if err != nil {
 		return fmt.Errorf("store token: %w", err)
@@ -33,13 +33,11 @@ func (tx *Tx) AddToken(t Token) error {
 
 // RevokeToken ends a token; an unknown one is a NotFound error.
 func (tx *Tx) RevokeToken(id string) error {
-	res, err := tx.exec(`UPDATE tokens SET revoked_us = $2 WHERE id = $1 AND revoked_us = 0`, id, micros(tx.Now))
+	n, err := tx.exec(`UPDATE tokens SET revoked_us = $2 WHERE id = $1 AND revoked_us = 0`, id, micros(tx.Now))
 	if err != nil {
 		return fmt.Errorf("revoke token: %w", err)
 	}
-	if n, err := res.RowsAffected(); err != nil {
-		return err
-	} else if n == 0 {
+	if n == 0 {
 		return skep.Errorf(skep.NotFound, "no valid token has the id %s", id)
 	}
 	return nil

@@ -2,8 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
@@ -23,24 +21,26 @@ type Tx struct {
 	Now time.Time // one instant, so that rows written together agree
 
 	ctx   context.Context
-	conn  *sql.Conn
+	s     session
 	d     dialect
+	batch *batch
 	dirty bool  // it wrote something
 	err   error // the first error of the engine; on PostgreSQL it spoils the transaction
 }
 
-// exec runs a statement that writes.
-func (tx *Tx) exec(query string, args ...any) (sql.Result, error) {
+// exec runs a statement that writes, and returns how many rows it changed.
+func (tx *Tx) exec(query string, args ...any) (int64, error) {
 	tx.dirty = true
-	res, err := tx.q.exec(tx.ctx, query, args...)
-	return res, tx.note(err)
+	n, err := tx.s.exec(tx.ctx, query, args...)
+	return n, tx.note(err)
 }
 
-// writeRow runs a statement that writes and returns at most one row, … RETURNING.
-func (tx *Tx) writeRow(query string, args []any, dest ...any) (bool, error) {
+// write runs a statement that writes, now or soon: an error that it returns
+// may be that of an earlier one, and its own may come later. Either way it
+// takes back the whole change.
+func (tx *Tx) write(query string, args ...any) error {
 	tx.dirty = true
-	found, err := tx.q.row(tx.ctx, query, args, dest...)
-	return found, tx.note(err)
+	return tx.note(tx.s.write(tx.ctx, query, args...))
 }
 
 func (tx *Tx) note(err error) error {
@@ -56,13 +56,18 @@ func (tx *Tx) note(err error) error {
 // back its own change only and is returned as it is. When ctx ends before fn's
 // turn, fn does not run and the error says so; ctx does not interrupt it
 // later. decisions.md 20.
-func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
-	return s.writer.do(ctx, fn)
+//
+// keys name rows that fn is going to ask for: a batch reads those of all its
+// changes at once, and locks them in order. They are a hint and change nothing
+// else.
+func (s *Store) Update(ctx context.Context, fn func(*Tx) error, keys ...Key) error {
+	return s.writer.do(ctx, fn, keys...)
 }
 
 type change struct {
 	ctx  context.Context
 	fn   func(*Tx) error
+	keys []Key
 	err  error
 	done chan struct{}
 }
@@ -70,9 +75,8 @@ type change struct {
 // writer is the only one who writes: it gathers what callers queued while the
 // last commit ran and commits it together.
 type writer struct {
-	pool  *sql.DB
-	conn  *sql.Conn // nil while the database cannot be reached
-	stmts *statements
+	open  func(context.Context) (session, error)
+	s     session // nil while the database cannot be reached
 	d     dialect
 	now   func() time.Time
 	queue chan *change
@@ -82,9 +86,9 @@ type writer struct {
 
 var errClosed = skep.Errorf(skep.Unavailable, "the server is shutting down; try again")
 
-func startWriter(ctx context.Context, pool *sql.DB, d dialect, now func() time.Time) (*writer, error) {
+func startWriter(ctx context.Context, open func(context.Context) (session, error), d dialect, now func() time.Time) (*writer, error) {
 	w := &writer{
-		pool: pool, d: d, now: now,
+		open: open, d: d, now: now,
 		queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := w.connect(ctx); err != nil {
@@ -96,33 +100,30 @@ func startWriter(ctx context.Context, pool *sql.DB, d dialect, now func() time.T
 
 // connect makes sure that there is a connection to write on.
 func (w *writer) connect(ctx context.Context) error {
-	if w.conn != nil {
+	if w.s != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := w.pool.Conn(ctx)
+	s, err := w.open(ctx)
 	if err != nil {
 		return skep.Errorf(skep.Unavailable, "the database cannot be reached; try again: %w", err)
 	}
-	w.conn, w.stmts = conn, newStatements(conn.PrepareContext)
+	w.s = s
 	return nil
 }
 
 // disconnect gives up a connection in an unknown state. PostgreSQL takes back
 // what was not committed when it goes.
 func (w *writer) disconnect() {
-	if w.conn == nil {
-		return
+	if w.s != nil {
+		_ = w.s.close()
+		w.s = nil
 	}
-	_ = w.stmts.close()
-	_ = w.conn.Raw(func(any) error { return driver.ErrBadConn }) // never reused
-	_ = w.conn.Close()
-	w.conn = nil
 }
 
-func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
-	c := &change{ctx: ctx, fn: fn, done: make(chan struct{})}
+func (w *writer) do(ctx context.Context, fn func(*Tx) error, keys ...Key) error {
+	c := &change{ctx: ctx, fn: fn, keys: keys, done: make(chan struct{})}
 	select {
 	case <-w.stop:
 		return errClosed
@@ -150,10 +151,10 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 func (w *writer) close() error {
 	close(w.stop)
 	<-w.ended
-	if w.conn == nil {
+	if w.s == nil {
 		return nil
 	}
-	return errors.Join(w.stmts.close(), w.conn.Close())
+	return w.s.close()
 }
 
 func (w *writer) run() {
@@ -197,10 +198,7 @@ func (w *writer) commit(batch []*change) {
 	if len(batch) == 0 {
 		return
 	}
-	err := w.connect(context.Background())
-	if err == nil {
-		err = w.try(batch, false)
-	}
+	err := w.try(batch, false)
 	for attempt := 0; err != nil && attempt < 5 && (errors.Is(err, errSpoiled) || transient(err)); attempt++ {
 		err = w.try(batch, true)
 	}
@@ -230,36 +228,40 @@ func transient(err error) bool {
 	return ok && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
-func (w *writer) try(batch []*change, savepoints bool) (err error) {
+func (w *writer) try(changes []*change, savepoints bool) (err error) {
+	if w.s == nil { // an earlier try lost it
+		if err := w.connect(context.Background()); err != nil {
+			return err
+		}
+	}
 	ctx := context.Background()
-	begin := "BEGIN IMMEDIATE"
-	if w.d == postgres {
-		begin = "BEGIN"
-	}
-	if _, err := w.stmts.exec(ctx, begin); err != nil {
-		w.disconnect()
-		return err
-	}
-	wrote := false
 	defer func() {
-		if err != nil {
-			if _, e := w.conn.ExecContext(ctx, "ROLLBACK"); e != nil {
-				w.disconnect()
-			}
+		if err != nil && w.s.rollback(ctx) != nil {
+			w.disconnect()
 		}
 	}()
-	for _, c := range batch {
+	if err := w.s.begin(ctx, savepoints); err != nil {
+		return err
+	}
+	b := newBatch(!savepoints)
+	if !savepoints {
+		if err := b.read(ctx, w, changes); err != nil {
+			return err
+		}
+	}
+	wrote := false
+	for _, c := range changes {
 		c.err = nil
 		if c.ctx.Err() != nil {
 			c.err = c.ctx.Err()
 			continue
 		}
 		if savepoints {
-			if _, err := w.conn.ExecContext(ctx, "SAVEPOINT change"); err != nil {
+			if _, err := w.s.exec(ctx, "SAVEPOINT change"); err != nil {
 				return err
 			}
 		}
-		tx := &Tx{reads: reads{q: w.stmts}, Now: w.now().UTC(), ctx: ctx, conn: w.conn, d: w.d}
+		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC(), ctx: ctx, s: w.s, d: w.d, batch: b}
 		c.err = call(c.fn, tx)
 		if c.err == nil {
 			c.err = tx.err // an ignored error of the engine is still one
@@ -268,7 +270,7 @@ func (w *writer) try(batch []*change, savepoints bool) (err error) {
 		case spoiled && !savepoints:
 			return errSpoiled
 		case spoiled:
-			if _, err := w.conn.ExecContext(ctx, "ROLLBACK TO SAVEPOINT change"); err != nil {
+			if _, err := w.s.exec(ctx, "ROLLBACK TO SAVEPOINT change"); err != nil {
 				return err
 			}
 			if transient(c.err) {
@@ -276,20 +278,27 @@ func (w *writer) try(batch []*change, savepoints bool) (err error) {
 			}
 		}
 		if savepoints {
-			if _, err := w.conn.ExecContext(ctx, "RELEASE SAVEPOINT change"); err != nil {
+			if _, err := w.s.exec(ctx, "RELEASE SAVEPOINT change"); err != nil {
 				return err
 			}
 		}
 		wrote = wrote || tx.dirty
 	}
-	end := "COMMIT"
 	if !wrote {
-		end = "ROLLBACK"
+		return w.s.rollback(ctx)
 	}
-	if _, err := w.stmts.exec(ctx, end); err != nil {
-		return err
+	err = w.s.commit(ctx)
+	if err != nil && !savepoints && refused(err) {
+		return errSpoiled // by a statement that was put off
 	}
-	return nil
+	return err
+}
+
+// refused reports whether the engine said no to a statement, and so is still
+// there and has committed nothing.
+func refused(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Severity == "ERROR" // not FATAL
 }
 
 // call runs fn; a panic ends only this change.

@@ -86,8 +86,10 @@ func TestOutcomes(t *testing.T) {
 		transient bool
 		want      Error
 	}{
-		{"a refusal of ours", 400, json, `{"error":"id: bad","reason":"invalid","field":"id"}`, false,
-			Error{Status: 400, Reason: "invalid", Field: "id", Text: "id: bad"}},
+		{
+			"a refusal of ours", 400, json, `{"error":"id: bad","reason":"invalid","field":"id"}`, false,
+			Error{Status: 400, Reason: "invalid", Field: "id", Text: "id: bad"},
+		},
 		{"a refusal of the Python server", 403, json, `{"text":"go away"}`, false, Error{Status: 403, Text: "go away"}},
 		{"a refusal of the Go server", 401, text, "bad session\nmore", false, Error{Status: 401, Text: "bad session"}},
 		{"too many", 429, json, `{"error":"later"}`, true, Error{Status: 429, Text: "later"}},

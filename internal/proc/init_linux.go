@@ -118,6 +118,7 @@ func (pl *Place) startInit(c *Cmd) (*Process, error) {
 func InitMain() int {
 	runtime.LockOSThread()
 	KeepDescriptors()
+	Undumpable()
 	news := json.NewEncoder(os.NewFile(initNewsFD, "news"))
 	var job initJob
 	if err := json.NewDecoder(os.NewFile(initJobFD, "job")).Decode(&job); err != nil {
@@ -125,7 +126,7 @@ func InitMain() int {
 	}
 	term := make(chan os.Signal, 4)
 	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
-	c := &Cmd{Path: job.Path, Args: job.Args, Env: job.Env, Dir: job.Dir, User: job.User, View: job.View, NewGroup: true}
+	c := &Cmd{Path: job.Path, Args: job.Args, Env: job.Env, Dir: job.Dir, User: job.User, View: job.View, NewGroup: true, powerless: os.Getuid() != 0}
 	pid, err := forkExec(c, []uintptr{initTaskFD, initTaskFD + 1, initTaskFD + 2})
 	if err != nil {
 		n := initNews{Err: err.Error()}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,21 +35,21 @@ func Isolate(dir string, want *User) Isolation {
 		iso.User = &User{UID: id, GID: id}
 	}
 	iso.Hide = closedTo(dir)
-	probe := &Cmd{Path: "/", Args: []string{"/"}, User: iso.User}
+	probe := noProgram()
+	probe.User = iso.User
 	if iso.Hide != "" {
 		probe.View = &View{Hide: iso.Hide}
 	}
-	// The kernel has changed user and view when it finds out that a directory
-	// is no program.
-	if _, err := Start(probe); !errors.Is(err, syscall.EACCES) {
+	if _, err := Start(probe); !isProbed(err) {
 		return Isolation{Kind: IsolationNone, Reason: fmt.Sprintf("cannot run tasks as uid %d: %v", iso.User.UID, err)}
 	}
 	return iso
 }
 
 func isolateByView(dir string) Isolation {
-	probe := &Cmd{Path: "/", Args: []string{"/"}, mapped: true, clone: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS}
-	if _, err := Start(probe); !errors.Is(err, syscall.EACCES) {
+	probe := noProgram()
+	probe.mapped, probe.clone = true, unix.CLONE_NEWUSER|unix.CLONE_NEWPID|unix.CLONE_NEWNS
+	if _, err := Start(probe); !isProbed(err) {
 		return Isolation{Kind: IsolationNone, Reason: fmt.Sprintf("no user namespaces: %v", err)}
 	}
 	return Isolation{Kind: IsolationView, Hide: dir}
@@ -71,7 +70,8 @@ func taskID(dir string) uint32 {
 func closedTo(dir string) string {
 	closed := ""
 	for p := filepath.Clean(dir); ; p = filepath.Dir(p) {
-		if fi, err := os.Stat(p); err != nil || fi.Mode().Perm()&0o001 == 0 {
+		fi, err := os.Stat(p)
+		if err == nil && fi.Mode().Perm()&0o001 == 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
 			closed = p
 		}
 		if p == filepath.Dir(p) {

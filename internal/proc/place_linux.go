@@ -56,14 +56,19 @@ func try(m Method) error {
 	if m == MethodSubreaper {
 		return nil
 	}
-	// /proc/self/exe -h is not free of effects; a directory as executable is:
-	// EACCES comes after the child has joined the cgroup and its namespaces.
-	_, err = pl.startHere(&Cmd{Path: "/", Args: []string{"/"}})
-	if errors.Is(err, syscall.EACCES) {
+	if _, err = pl.startHere(noProgram()); isProbed(err) {
 		return nil
 	}
 	return fmt.Errorf("start in it: %w", err)
 }
+
+// noProgram cannot be executed, for a reason that only execve gives: when it
+// is given, the child had joined everything it was to join. isProbed tells.
+func noProgram() *Cmd {
+	return &Cmd{Path: "/" + strings.Repeat("x", 300), Args: []string{"x"}}
+}
+
+func isProbed(err error) bool { return errors.Is(err, syscall.ENAMETOOLONG) }
 
 // NewPlace is Plan and Make in one.
 func NewPlace(m Method, name string) (*Place, error) {

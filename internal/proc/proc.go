@@ -38,11 +38,12 @@ type Cmd struct {
 	User        *User // nil = the starter's (POSIX)
 	View        *View // nil = the starter's view of the file system (Linux)
 
-	cgroup  int    // descriptor of a cgroup v2 directory to start in; 0 = none
-	threads []int  // descriptors of cgroup v1 "tasks" files that the forking thread joins
-	back    []int  // the same hierarchies' files of the cgroup to return to
-	clone   uint64 // namespaces of the child
-	mapped  bool   // with a user namespace: map only ourselves
+	cgroup    int    // descriptor of a cgroup v2 directory to start in; 0 = none
+	threads   []int  // descriptors of cgroup v1 "tasks" files that the forking thread joins
+	back      []int  // the same hierarchies' files of the cgroup to return to
+	clone     uint64 // namespaces of the child
+	mapped    bool   // with a user namespace: map only ourselves, and keep the right to mount
+	powerless bool   // without the capabilities that mapped left
 }
 
 // View hides a directory tree from a process. Hide is covered by an empty,

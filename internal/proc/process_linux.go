@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -23,6 +24,14 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 		attr.Sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}
 	if c.mapped {
+		// The child shares our memory until it execs, and with it whether its
+		// uid_map is ours to write.
+		if was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err == nil && was != 1 {
+			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+			defer Undumpable()
+		}
+		// Exec would take the capabilities that come with the namespace.
+		attr.Sys.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 		uid, gid := os.Getuid(), os.Getgid()
 		attr.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
 		attr.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
@@ -43,6 +52,11 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 		}
 		if err := syscall.Chdir(c.Dir); err != nil {
 			return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
+		}
+	}
+	if c.powerless {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+			return 0, fmt.Errorf("drop capabilities: %w", err)
 		}
 	}
 	for _, fd := range c.threads {
@@ -91,3 +105,20 @@ func KeepDescriptors() {
 // Undumpable keeps processes of the same user from tracing this one and from
 // reading its memory, environment and descriptors through /proc.
 func Undumpable() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
+
+// MayExecute reports whether u, in no other groups, may execute path: nil, or
+// why not. Only root can ask.
+func MayExecute(path string, u *User) error {
+	answer := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread's rights are spoilt; it ends with the goroutine
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+			answer <- errno
+			return
+		}
+		_ = unix.Setfsgid(int(u.GID))
+		_ = unix.Setfsuid(int(u.UID)) // takes CAP_DAC_OVERRIDE and its like too
+		answer <- unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
+	}()
+	return <-answer
+}

@@ -65,7 +65,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	engines := f.String("engines", strings.Join([]string{engineSQLite, enginePostgres, engineUp}, ","), "what to run")
 	f.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "chooses victims, order and moments")
 	f.BoolVar(&o.keep, "keep", false, "keep the directories of all runs, not only of failed ones")
-	f.StringVar(&o.bin, "bin", "", "`DIR` with skep and skep-bot; they are built when it is not given")
+	f.StringVar(&o.bin, "bin", "", "`DIR` of skep, skep-bot and work, the tasks' command; what is not there is built there")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -85,26 +85,11 @@ func show(ctx context.Context, o options, out io.Writer) error {
 	if _, err := marked("/nothing is marked like this"); err != nil {
 		return fmt.Errorf("this demonstration reads the process table of Linux: %w", err)
 	}
-	tools, err := os.MkdirTemp("", "skep-chaos-bin-")
+	prog, clean, err := o.programs(ctx)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tools)
-	if err := os.Chmod(tools, 0o755); err != nil {
-		return err
-	}
-	prog, err := build(ctx, tools)
-	if err != nil {
-		return err
-	}
-	if o.bin != "" {
-		if prog.Skep, err = filepath.Abs(filepath.Join(o.bin, "skep")); err == nil {
-			prog.Bot, err = filepath.Abs(filepath.Join(o.bin, "skep-bot"))
-		}
-		if err != nil {
-			return err
-		}
-	}
+	defer clean()
 	fmt.Fprintf(out, "chaos: seed %d\n", o.seed)
 	bad := 0
 	for _, engine := range o.engines {
@@ -125,6 +110,31 @@ func show(ctx context.Context, o options, out io.Writer) error {
 		return fmt.Errorf("%d violations", bad)
 	}
 	return nil
+}
+
+// programs finds or builds the executables; clean removes what was built only
+// for this run.
+func (o options) programs(ctx context.Context) (_ programs, clean func(), err error) {
+	dir, clean := o.bin, func() {}
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "skep-chaos-bin-"); err != nil {
+			return programs{}, nil, err
+		}
+		clean = func() { _ = os.RemoveAll(dir) }
+		if err := os.Chmod(dir, 0o755); err != nil { // tasks may be other users
+			clean()
+			return programs{}, nil, err
+		}
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return programs{}, nil, err
+	}
+	p, err := build(ctx, dir)
+	if err != nil {
+		clean()
+		return programs{}, nil, err
+	}
+	return p, clean, nil
 }
 
 // errSkipped says that a run cannot be done here and need not.

@@ -28,10 +28,13 @@ type programs struct {
 	Skep, Bot, Work string // absolute
 }
 
-// build makes the programs in dir, from this module.
+// build makes those of the programs that are not in dir, from this module.
 func build(ctx context.Context, dir string) (programs, error) {
 	p := programs{filepath.Join(dir, "skep"), filepath.Join(dir, "skep-bot"), filepath.Join(dir, "work")}
 	for out, pkg := range map[string]string{p.Skep: "cmd/skep", p.Bot: "cmd/skep-bot", p.Work: "internal/show/chaos/work"} {
+		if _, err := os.Stat(out); err == nil {
+			continue
+		}
 		text, err := proc.Output(ctx, append(os.Environ(), "CGO_ENABLED=0"), "sh", "-c",
 			`exec go build -trimpath -ldflags="-s -w" -o "$0" "$1" 2>&1`, out, "github.com/skepdev/skep/"+pkg)
 		if err != nil {
@@ -145,9 +148,16 @@ func freePort(rng *rand.Rand) (int, error) {
 	return 0, errors.New("no free port")
 }
 
-// environ is the environment of what the run starts.
+// environ is the environment of what the run starts. What forces bots to hold
+// or start tasks in another way is let through.
 func (fl *fleet) environ(more ...string) []string {
-	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + fl.root, "LANG=C.UTF-8"}, more...)
+	env := append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + fl.root, "LANG=C.UTF-8"}, more...)
+	for _, name := range []string{"SKEP_CONTAINMENT", "SKEP_START_AHEAD"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
 }
 
 // addServer makes the server a process of its own. dsn is "" for SQLite.
@@ -284,10 +294,20 @@ func (fl *fleet) ready(ctx context.Context, patience time.Duration) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the server at %s is not ready after %v", fl.url, patience)
+			return fmt.Errorf("the server at %s is not ready after %v; its last words: %s", fl.url, patience, lastLine(fl.server.log))
 		case <-time.After(25 * time.Millisecond):
 		}
 	}
+}
+
+// lastLine returns the last line of a log.
+func lastLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lines[len(lines)-1]
 }
 
 func (fl *fleet) isReady(ctx context.Context) bool {

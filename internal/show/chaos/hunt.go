@@ -217,7 +217,11 @@ func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error
 	failed := fl.tasks.failed.Load()
 	var after []sight
 	var err, lookErr error
-	if k.PID, k.At, err = keep.kill(func() { after, lookErr = fl.look() }); err != nil || lookErr != nil {
+	pending := int64(0)
+	if k.PID, k.At, err = keep.kill(func() {
+		pending = fl.tasks.pending.Load()
+		after, lookErr = fl.look()
+	}); err != nil || lookErr != nil {
 		return false, errors.Join(err, lookErr)
 	}
 	for _, x := range after {
@@ -228,8 +232,8 @@ func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error
 	if err := fl.ready(ctx, 30*time.Second); err != nil {
 		return false, err
 	}
-	// Calls that were under way at that moment had no answer.
-	if k.Pending = int(fl.tasks.failed.Load() - failed); k.Pending > 0 {
+	k.Pending = int(fl.tasks.failed.Load() - failed)
+	if pending > 0 {
 		k.Phase = phaseSubmit
 	}
 	fl.kills = append(fl.kills, k)

@@ -6,14 +6,19 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/skepdev/skep/internal/proc"
 )
 
-// TestMain is also the child of TestProcessTable.
+// TestMain is also the child of some tests.
 func TestMain(m *testing.M) {
-	if os.Getenv("CHAOS_CHILD") == "1" {
+	switch os.Getenv("CHAOS_CHILD") {
+	case "read":
 		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case "wait":
+		time.Sleep(time.Minute) // a child, which is killed
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -31,7 +36,7 @@ func TestProcessTable(t *testing.T) {
 	}
 	defer w.Close()
 	child, err := proc.Start(&proc.Cmd{
-		Path: exe, Args: []string{"child", filepath.Join(dir, "x")}, Env: []string{"CHAOS_CHILD=1"}, Files: []*os.File{r}, ParentDeath: true,
+		Path: exe, Args: []string{"child", filepath.Join(dir, "x")}, Env: []string{"CHAOS_CHILD=read"}, Files: []*os.File{r}, ParentDeath: true,
 	})
 	r.Close()
 	if err != nil {

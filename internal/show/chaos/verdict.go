@@ -46,7 +46,7 @@ type kill struct {
 	PID     int
 	At      time.Time
 	Caught  map[phase]int // of a server or a database: bots in each phase
-	Pending int           // NewTask calls without an answer
+	Pending int           // NewTask calls that failed and had to be repeated
 	Orphans string        // of skep up: what became of its bots; "" = they live on
 	Gone    time.Duration // of a bot: until nothing below it was left; negative = something stayed
 }

@@ -29,6 +29,7 @@ CREATE TABLE tasks (
 	bot           TEXT    NOT NULL DEFAULT '',
 	claim_key     TEXT    NOT NULL DEFAULT '',
 	claim         TEXT    NOT NULL DEFAULT '',
+	claim_dims    BIGINT NOT NULL DEFAULT 0, -- the bot's, in dimension_sets
 	exit_code     BIGINT,
 	duration_secs DOUBLE PRECISION,
 	failure       BIGINT NOT NULL DEFAULT 0,
@@ -38,7 +39,8 @@ CREATE TABLE tasks (
 	output_bytes  BIGINT NOT NULL DEFAULT 0,
 	outcome       TEXT    NOT NULL DEFAULT '',
 	versions      TEXT    NOT NULL DEFAULT '',
-	parent        BIGINT NOT NULL DEFAULT 0
+	parent        BIGINT NOT NULL DEFAULT 0,
+	children      BIGINT NOT NULL DEFAULT 0  -- 1 = it may have started others
 ) WITH (fillfactor = 50); -- room for a task's few updates beside it, so they touch no index
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
@@ -79,8 +81,7 @@ CREATE TABLE queues (
 
 CREATE TABLE bots (
 	id            TEXT PRIMARY KEY,
-	dimensions    TEXT    NOT NULL,
-	state         TEXT    NOT NULL,
+	dims          BIGINT NOT NULL, -- in dimension_sets
 	snapshot      BIGINT NOT NULL,
 	version       TEXT    NOT NULL,
 	session       TEXT    NOT NULL,
@@ -98,12 +99,19 @@ CREATE TABLE bots (
 	last_event    TEXT    NOT NULL
 );
 
--- Dimensions and state of bots at some moment, shared by their events.
-CREATE TABLE bot_snapshots (
+-- Dimensions that bots had, shared by their records, snapshots and claims.
+CREATE TABLE dimension_sets (
 	id         BIGINT PRIMARY KEY,
 	dimensions TEXT    NOT NULL,
-	state      TEXT    NOT NULL,
-	used_us    BIGINT NOT NULL
+	used_us    BIGINT NOT NULL -- within a day
+);
+
+-- Dimensions and state of bots at some moment, shared by their records and events.
+CREATE TABLE bot_snapshots (
+	id      BIGINT PRIMARY KEY,
+	dims    BIGINT NOT NULL, -- in dimension_sets
+	state   TEXT    NOT NULL,
+	used_us BIGINT NOT NULL
 );
 
 CREATE TABLE bot_events (

@@ -29,6 +29,7 @@ CREATE TABLE tasks (
 	bot           TEXT    NOT NULL DEFAULT '',
 	claim_key     TEXT    NOT NULL DEFAULT '',
 	claim         TEXT    NOT NULL DEFAULT '',
+	claim_dims    INTEGER NOT NULL DEFAULT 0, -- the bot's, in dimension_sets
 	exit_code     INTEGER,
 	duration_secs REAL,
 	failure       INTEGER NOT NULL DEFAULT 0,
@@ -38,7 +39,8 @@ CREATE TABLE tasks (
 	output_bytes  INTEGER NOT NULL DEFAULT 0,
 	outcome       TEXT    NOT NULL DEFAULT '',
 	versions      TEXT    NOT NULL DEFAULT '',
-	parent        INTEGER NOT NULL DEFAULT 0
+	parent        INTEGER NOT NULL DEFAULT 0,
+	children      INTEGER NOT NULL DEFAULT 0  -- 1 = it may have started others
 );
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
@@ -79,8 +81,7 @@ CREATE TABLE queues (
 
 CREATE TABLE bots (
 	id            TEXT PRIMARY KEY,
-	dimensions    TEXT    NOT NULL,
-	state         TEXT    NOT NULL,
+	dims          INTEGER NOT NULL, -- in dimension_sets
 	snapshot      INTEGER NOT NULL,
 	version       TEXT    NOT NULL,
 	session       TEXT    NOT NULL,
@@ -98,12 +99,19 @@ CREATE TABLE bots (
 	last_event    TEXT    NOT NULL
 ) WITHOUT ROWID;
 
--- Dimensions and state of bots at some moment, shared by their events.
-CREATE TABLE bot_snapshots (
+-- Dimensions that bots had, shared by their records, snapshots and claims.
+CREATE TABLE dimension_sets (
 	id         INTEGER PRIMARY KEY,
 	dimensions TEXT    NOT NULL,
-	state      TEXT    NOT NULL,
-	used_us    INTEGER NOT NULL
+	used_us    INTEGER NOT NULL -- within a day
+);
+
+-- Dimensions and state of bots at some moment, shared by their records and events.
+CREATE TABLE bot_snapshots (
+	id      INTEGER PRIMARY KEY,
+	dims    INTEGER NOT NULL, -- in dimension_sets
+	state   TEXT    NOT NULL,
+	used_us INTEGER NOT NULL
 );
 
 CREATE TABLE bot_events (
