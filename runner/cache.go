@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // Named caches are directories below <bot>/c that are renamed into the run
@@ -41,7 +43,7 @@ func (r *isolatedRun) installCaches() (done []botapi.Cache, err error) {
 			err = os.Mkdir(to, 0o700)
 		}
 		if err == nil {
-			err = r.own(to)
+			err = r.ownTree(to)
 		}
 		if err != nil {
 			return done, fmt.Errorf("cache %q: %w", c.Name, err)
@@ -55,18 +57,47 @@ func (r *isolatedRun) installCaches() (done []botapi.Cache, err error) {
 // lost, and the task's result stands.
 func (r *isolatedRun) uninstallCaches(caches []botapi.Cache) {
 	for _, c := range caches {
-		from, to := filepath.Join(r.dirs.run, filepath.FromSlash(c.Path)), r.cacheDir(c.Name)
-		entries, err := os.ReadDir(from)
-		if err == nil && len(entries) > 0 {
-			err = os.MkdirAll(filepath.Dir(to), 0o755)
-			if err == nil {
-				err = errors.Join(removeTree(to), os.Rename(from, to))
-			}
-		}
-		if err != nil {
+		if err := r.keepCache(c); err != nil {
 			r.log.Warn("named cache lost", "task", r.job.TaskID, "cache", c.Name, "err", err)
 		}
 	}
+}
+
+func (r *isolatedRun) keepCache(c botapi.Cache) error {
+	// The task may have put a link in its place, or in its way.
+	path := r.dirs.run
+	for _, part := range strings.Split(filepath.Clean(filepath.FromSlash(c.Path)), string(filepath.Separator)) {
+		path = filepath.Join(path, part)
+		fi, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return fmt.Errorf("%s is no directory any more", path)
+		}
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil || len(entries) == 0 {
+		return err // an empty one is not worth keeping
+	}
+	to := r.cacheDir(c.Name)
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return errors.Join(removeTree(to), os.Rename(path, to))
+}
+
+// ownTree gives a cache to the task's user, whole when another user left it.
+func (r *isolatedRun) ownTree(dir string) error {
+	if r.User == nil || proc.Owner(dir) == r.User.UID {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return r.own(path)
+	})
 }
 
 func (r *isolatedRun) cacheDir(name string) string {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -29,8 +28,7 @@ func RunIsolatedMain(args []string) int {
 	}
 	proc.KeepDescriptors()
 	proc.Undumpable()
-	term := make(chan os.Signal, 8)
-	signal.Notify(term, stopSignals...)
+	term := catchSignals()
 	r := &isolatedRun{
 		output: os.NewFile(isolatedOutputFD, "output"),
 		start:  make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2),
@@ -271,8 +269,8 @@ func (r *isolatedRun) command() error {
 	began := time.Now()
 	p, err := r.Place.Start(cmd)
 	if err != nil {
-		if isTaskFault(err) {
-			return r.refuse(fmt.Sprintf("cannot start %q: %v", path, err))
+		if e, ok := errors.AsType[*proc.ExecError](err); ok && e.Program() {
+			return r.refuse(fmt.Sprintf("cannot start %q: %v", path, e.Err))
 		}
 		return fmt.Errorf("start the command: %w", err)
 	}

@@ -29,7 +29,8 @@ type Starter struct {
 
 	mu      sync.Mutex
 	ready   *pair
-	busy    *pair          // runs a task
+	busy    bool           // a task runs
+	running *pair          // which has a job
 	exiting sync.WaitGroup // runners that have reported and are about to exit
 }
 
@@ -86,10 +87,14 @@ func (s *Starter) Method() string { return string(s.method) }
 func (s *Starter) Isolation() (kind, reason string) { return s.iso.Kind, s.iso.Reason }
 
 // Prepare makes sure that one runner waits for a job, so that Run need not
-// start one. It does nothing while one waits.
+// start one. It does nothing while one waits, and while a task runs: w is the
+// task's.
 func (s *Starter) Prepare(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.busy {
+		return nil
+	}
 	if s.ready != nil {
 		select {
 		case <-s.ready.p.Done():
@@ -124,6 +129,7 @@ func (s *Starter) Close() error {
 func (s *Starter) take() (*pair, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.busy = true
 	if p := s.ready; p != nil {
 		s.ready = nil
 		select {
@@ -207,10 +213,16 @@ func (s *Starter) start(ahead bool) (p *pair, err error) {
 	return p, nil
 }
 
-func (s *Starter) setBusy(p *pair) {
+func (s *Starter) free() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy = p
+	s.busy = false
+}
+
+func (s *Starter) setRunning(p *pair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = p
 }
 
 // SetHeaders gives the task that runs, if any, new authentication headers in
@@ -218,13 +230,13 @@ func (s *Starter) setBusy(p *pair) {
 func (s *Starter) SetHeaders(headers map[string]string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.busy == nil {
+	if s.running == nil {
 		return nil
 	}
 	if headers == nil {
 		headers = map[string]string{}
 	}
-	return json.NewEncoder(s.busy.words).Encode(runnerWord{Headers: headers})
+	return json.NewEncoder(s.running.words).Encode(runnerWord{Headers: headers})
 }
 
 func (s *Starter) setup(p *pair, ahead bool) *setup {
@@ -284,7 +296,12 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 		job.ReceivedAt = time.Now()
 	}
 	sum := Summary{Session: job.Session}
+	if !json.Valid(job.Manifest) {
+		sum.InternalError = "the manifest is not JSON"
+		return sum, nil
+	}
 	p, err := s.take()
+	defer s.free()
 	if err != nil {
 		return sum, err
 	}
@@ -300,9 +317,9 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 			return sum, errors.Join(fmt.Errorf("task_runner takes no job: %w", err), s.discard(p))
 		}
 	}
-	s.setBusy(p)
+	s.setRunning(p)
 	sum = s.await(ctx, p, job, l)
-	s.setBusy(nil)
+	s.setRunning(nil)
 	return sum, s.discard(p)
 }
 

@@ -9,12 +9,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
@@ -40,8 +38,7 @@ func TaskRunnerMain([]string) int {
 		return 1
 	}
 	iso, isoErr := startIsolated(exe)
-	term := make(chan os.Signal, 8)
-	signal.Notify(term, stopSignals...)
+	term := catchSignals()
 	words := json.NewDecoder(os.Stdin)
 	var u setup
 	if code, ok := nextWord(words, &u, "task_runner"); !ok {
@@ -57,6 +54,9 @@ func TaskRunnerMain([]string) int {
 	if code, ok := awaitWord(words, &job, "task_runner", u.Ahead, warmRunner); !ok {
 		iso.abandon()
 		return code
+	}
+	for len(term) > 0 { // what came while there was nothing to stop
+		<-term
 	}
 	news := json.NewEncoder(os.NewFile(runnerNewsFD, "news"))
 	r := &taskRunner{
@@ -524,11 +524,7 @@ func (r *taskRunner) watch(news <-chan isolatedNews) (why ending) {
 	for {
 		select {
 		case <-r.iso.p.Done():
-			select { // its last word may still be in the pipe
-			case n := <-news:
-				why.done = n.Done
-			case <-time.After(lastWord):
-			}
+			why.done = r.lastWord(news)
 			return why
 		case n := <-news:
 			if n.Done {
@@ -560,8 +556,24 @@ func (r *taskRunner) watch(news <-chan isolatedNews) (why ending) {
 	}
 }
 
-// lastWord is what a word takes to come through a pipe at most.
-const lastWord = 100 * time.Millisecond
+// lastWord reports whether run_isolated, which is gone, had said that it was
+// done: the word may still be in the pipe.
+func (r *taskRunner) lastWord(news <-chan isolatedNews) bool {
+	if r.iso.news == nil {
+		return false
+	}
+	late := time.After(100 * time.Millisecond)
+	for {
+		select {
+		case n := <-news:
+			if n.Done {
+				return true
+			}
+		case <-late:
+			return false
+		}
+	}
+}
 
 // hungGrace is what run_isolated gets beyond the grace periods to clean up.
 const hungGrace = 30 * time.Second
@@ -708,5 +720,3 @@ func (r *taskRunner) end() {
 		r.sweep()
 	}
 }
-
-var stopSignals = []os.Signal{syscall.SIGTERM}

@@ -149,6 +149,7 @@ func same(a, b *skep.Bot) bool {
 // under way and the later one has the same key, that one gets its outcome.
 func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	b := p.Bot
+	again := p.Key != "" && s.queues.waits(b.ID, p.Key) // before the store is read
 	old, known, err := s.store.BotLook(ctx, b.ID)
 	if err != nil {
 		return Command{}, err
@@ -179,6 +180,12 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	ill := b.Quarantined != "" || b.Maintenance != ""
 	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
+	if again { // the claim for the first one may have ended since
+		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
+			s.queues.leave(w)
+			return cmd, err
+		}
+	}
 	if w.once && !work && s.queues.leave(w) {
 		return Command{}, s.idle(ctx, b, skep.EventSleep)
 	}

@@ -103,6 +103,14 @@ func (qs *queues) forget(now time.Time) {
 	}
 }
 
+// waits reports whether a poll of the bot with this key waits here already.
+func (qs *queues) waits(bot skep.BotID, key string) bool {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	w := qs.bots[bot]
+	return w != nil && w.key == key
+}
+
 // enter starts the wait of w and ends that of an earlier poll of its bot.
 // work tells whether a look is worth it.
 func (qs *queues) enter(w *waiter) (work bool) {

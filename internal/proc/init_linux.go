@@ -87,7 +87,7 @@ func (pl *Place) startInit(c *Cmd) (*Process, error) {
 	if err == nil && first.Err != "" {
 		err = fmt.Errorf("%s", first.Err)
 		if first.Errno != 0 {
-			err = syscall.Errno(first.Errno)
+			err = execError(c.Path, syscall.Errno(first.Errno))
 		}
 	}
 	if err != nil {

@@ -11,12 +11,30 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"time"
 )
 
 // ErrGone is returned by Signal for a process that was already waited for.
 var ErrGone = errors.New("process has ended")
+
+// ExecError is the system's refusal to start an executable.
+type ExecError struct {
+	Path string
+	Err  error
+}
+
+func (e *ExecError) Error() string { return "start " + e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns the system's error.
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// Program reports whether the executable or its arguments are to blame, not
+// the state of the machine.
+func (e *ExecError) Program() bool {
+	return slices.ContainsFunc(programErrors, func(err error) bool { return errors.Is(e.Err, err) })
+}
 
 // User is whom a process runs as. Supplementary groups are dropped.
 type User struct {

@@ -3,6 +3,7 @@
 package proc
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"syscall"
@@ -23,7 +24,7 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 		pid, err := forkExec(c, fds)
 		runtime.KeepAlive(files)
 		if err != nil {
-			started <- err
+			started <- execError(c.Path, err)
 			return
 		}
 		p.Pid, p.Started = pid, time.Now()
@@ -31,6 +32,18 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 		p.reap(c.NewGroup)
 	}()
 	return <-started
+}
+
+// programErrors are what execve says of a bad executable.
+var programErrors = []error{syscall.ENOENT, syscall.EACCES, syscall.ENOEXEC, syscall.E2BIG, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP, syscall.ETXTBSY}
+
+// execError tells what fork and exec say, a bare number, from what went wrong
+// before.
+func execError(path string, err error) error {
+	if errno, ok := err.(syscall.Errno); ok { //nolint:errorlint // ForkExec's is bare
+		return &ExecError{Path: path, Err: errno}
+	}
+	return err
 }
 
 // reap waits until the process ends. Its pid stays reserved until the group
@@ -85,4 +98,18 @@ func (p *Process) Signal(sig syscall.Signal) error {
 		return ErrGone
 	}
 	return syscall.Kill(p.Pid, sig)
+}
+
+// Owner returns the user id that path belongs to, and the id that belongs to
+// nobody when there is none.
+func Owner(path string) uint32 {
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return math.MaxUint32
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return math.MaxUint32
+	}
+	return st.Uid
 }

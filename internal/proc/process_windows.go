@@ -9,12 +9,18 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// programErrors are what Windows says of a bad executable.
+var programErrors = []error{
+	windows.ERROR_FILE_NOT_FOUND, windows.ERROR_PATH_NOT_FOUND, windows.ERROR_ACCESS_DENIED, windows.ERROR_BAD_EXE_FORMAT,
+	windows.ERROR_FILENAME_EXCED_RANGE, windows.ERROR_EXE_MACHINE_TYPE_MISMATCH,
+}
+
 func (p *Process) start(c *Cmd, files []*os.File) error {
 	h, err := os.StartProcess(c.Path, c.Args, &os.ProcAttr{Dir: c.Dir, Env: c.Env, Files: files[:3], Sys: &syscall.SysProcAttr{
 		CreationFlags: windows.CREATE_NEW_PROCESS_GROUP,
 	}})
 	if err != nil {
-		return err
+		return &ExecError{Path: c.Path, Err: err}
 	}
 	p.Pid, p.Started, p.handle = h.Pid, time.Now(), h
 	go func() {
@@ -143,3 +149,6 @@ func Isolate(string, *User) Isolation {
 
 // MayExecute does not know better than the system does here.
 func MayExecute(string, *User) error { return nil }
+
+// Owner is for systems with user ids.
+func Owner(string) uint32 { return 0 }
