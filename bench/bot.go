@@ -155,5 +155,9 @@ func appendPadded(b []byte, n uint64) []byte {
 	return b
 }
 
+// scattered turns numbers into others of 12 digits, no two into the same, so
+// that ids made of them come in no order, as random ones do.
+func scattered(n uint64) uint64 { return n * 618_033_988_749 % 1_000_000_000_000 }
+
 // sequence numbers the tasks of this process.
 var sequence atomic.Uint64

@@ -199,7 +199,7 @@ func (g *generator) live(ctx context.Context, b *simBot, warm time.Time) (out []
 			now := time.Now()
 			s.took[step], at = now.Sub(at), now
 		}
-		appendPadded(newTask[:g.uuidAt], sequence.Add(1))
+		appendPadded(newTask[:g.uuidAt], scattered(sequence.Add(1)))
 		if _, err := b.post("/prpc/swarming.v2.Tasks/NewTask", prpcType, newTask); err != nil {
 			return nil, nil, err
 		}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skepdev/skep/internal/gcpace"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/server"
 	"github.com/skepdev/skep/store"
@@ -38,6 +39,7 @@ func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service,
 	if flags.config != "" {
 		return nil, errors.New("--config: this version has no configuration files yet; without them every pool exists")
 	}
+	gcpace.Start(64 << 20)
 	s := &service{log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: flags.level}))}
 	defer func() {
 		if err != nil {

@@ -109,7 +109,7 @@ func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("this is the other user")
 	}
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		t.Skip("runs other tests")
 	}
 	dir := sharedDir(t)

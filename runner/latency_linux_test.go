@@ -13,7 +13,7 @@ import (
 // TestFirstInstruction reports how long a task's own clock reading comes after
 // Run, less the yardstick of starting the same program directly.
 func TestFirstInstruction(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		t.Skip("measures")
 	}
 	var direct, ahead []float64
@@ -26,7 +26,7 @@ func TestFirstInstruction(t *testing.T) {
 		direct = append(direct, since(began, string(out)))
 	}
 	s := newStarter(t)
-	for range 50 {
+	for range 30 {
 		server := newTaskServer(t)
 		if err := s.Prepare(t.Context()); err != nil {
 			t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -210,11 +209,6 @@ func with(key string, value any) func(map[string]any) {
 		}
 		m[key] = value
 	}
-}
-
-// testLog writes to the test's output.
-func testLog(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 func newStarter(t testing.TB, change ...func(*Config)) *Starter {

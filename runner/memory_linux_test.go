@@ -11,6 +11,9 @@ import (
 // TestIdleMemory reports what a waiting pair costs. SKEP_TEST_EXE names the
 // executable to measure; without it the test binary is, which is larger.
 func TestIdleMemory(t *testing.T) {
+	if raceEnabled {
+		t.Skip("measures")
+	}
 	s := newStarter(t, func(c *Config) { c.Exe = os.Getenv("SKEP_TEST_EXE") })
 	if err := s.Prepare(t.Context()); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http"
@@ -260,6 +261,23 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
+// TestTLS verifies the server by a certificate that came with the job.
+func TestTLS(t *testing.T) {
+	stub, s := newTaskServer(t), newStarter(t)
+	server := httptest.NewTLSServer(stub)
+	defer server.Close()
+	job := Job{
+		Manifest: sh("echo hi"), Server: server.URL, Session: "s0",
+		RootCAs: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
+	}
+	if sum, err := s.Run(t.Context(), job); err != nil || sum.ExitCode == nil || *sum.ExitCode != 0 {
+		t.Errorf("with its certificate: %+v, %v", sum, err)
+	}
+	if out, _, _ := stub.got(); out != "hi\n" {
+		t.Errorf("output %q", out)
+	}
+}
+
 func TestAnnouncement(t *testing.T) {
 	t.Run("refused", func(t *testing.T) {
 		server, s := newTaskServer(t), newStarter(t)
@@ -341,6 +359,27 @@ func TestNamedCaches(t *testing.T) {
 		}
 	}
 	if left, _ := os.ReadDir(filepath.Join(s.cfg.BotDir, "c", "named")); len(left) != 1 {
+		t.Errorf("caches kept: %v", left)
+	}
+}
+
+// TestCacheBehindALink: what a task puts in a cache's way must not move
+// anything that is not its own.
+func TestCacheBehindALink(t *testing.T) {
+	server, s := newTaskServer(t), newStarter(t)
+	victim := sharedDir(t)
+	if err := os.MkdirAll(filepath.Join(victim, "sub", "precious"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	caches := with("caches", []map[string]string{{"name": "a", "path": "d/sub", "hint": "-1"}})
+	sum := run(t, s, server, sh("touch d/sub/x; mv d e; ln -s "+victim+" d", caches))
+	if sum.ExitCode == nil || *sum.ExitCode != 0 {
+		t.Errorf("summary %+v", sum)
+	}
+	if _, err := os.Stat(filepath.Join(victim, "sub", "precious")); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(s.cfg.BotDir, "c", "named")); len(left) != 0 {
 		t.Errorf("caches kept: %v", left)
 	}
 }

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"crypto/sha256"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 type fleet struct {
 	mu      sync.Mutex
 	bots    map[skep.BotID]*member
+	sources map[Source]skep.BotID
 	values  map[string][]string // equal values of all bots are kept once
 	upSince time.Time
 }
@@ -20,12 +22,48 @@ type fleet struct {
 type member struct {
 	dimensions skep.Dimensions
 	key        int64     // names dimensions, see skep.Bot
+	source     Source    // text that dimensions were read from; zero = not known
 	seen       time.Time // last contact with this process
 	written    time.Time // last contact that the store knows
 }
 
+// Source is the digest of the text that a bot sent as its dimensions.
+type Source [16]byte
+
+// SourceOf returns the digest of text.
+func SourceOf(text []byte) Source {
+	sum := sha256.Sum256(text)
+	return Source(sum[:16])
+}
+
+// Dimensions returns what a bot's dimensions were when it last polled with a
+// text of this digest. They are valid, and must not be changed.
+func (s *Scheduler) Dimensions(source Source) (skep.Dimensions, bool) {
+	f := s.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.bots[f.sources[source]]
+	if m == nil || m.source != source {
+		return nil, false
+	}
+	return m.dimensions, true
+}
+
+// read notes the text that a bot's dimensions, as they are stored, came from.
+func (f *fleet) read(b *skep.Bot, source Source) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.bots[b.ID]
+	if m == nil || m.source == source || m.key != b.DimensionsKey || source == (Source{}) {
+		return
+	}
+	delete(f.sources, m.source)
+	m.source = source
+	f.sources[source] = b.ID
+}
+
 func newFleet() *fleet {
-	return &fleet{bots: map[skep.BotID]*member{}, values: map[string][]string{}}
+	return &fleet{bots: map[skep.BotID]*member{}, sources: map[Source]skep.BotID{}, values: map[string][]string{}}
 }
 
 func (f *fleet) setUpSince(t time.Time) {
@@ -53,6 +91,9 @@ func (f *fleet) put(b *skep.Bot) {
 		m.seen, m.written, b.Dimensions = b.LastSeen, b.LastSeen, m.dimensions
 		return
 	}
+	if m := f.bots[b.ID]; m != nil {
+		delete(f.sources, m.source)
+	}
 	b.Dimensions = f.share(b.Dimensions)
 	f.bots[b.ID] = &member{dimensions: b.Dimensions, key: b.DimensionsKey, seen: b.LastSeen, written: b.LastSeen}
 }
@@ -70,8 +111,15 @@ func (f *fleet) same(b *skep.Bot, key int64) bool {
 	return true
 }
 
+// maxShared bounds the lists that are kept for sharing: some dimensions change
+// all the time.
+const maxShared = 1 << 16
+
 // share replaces value lists by equal ones of other bots.
 func (f *fleet) share(d skep.Dimensions) skep.Dimensions {
+	if len(f.values) > maxShared {
+		clear(f.values)
+	}
 	out := make(skep.Dimensions, len(d))
 	for k, vs := range d {
 		if k == "id" {
@@ -95,6 +143,9 @@ func (f *fleet) share(d skep.Dimensions) skep.Dimensions {
 func (f *fleet) drop(id skep.BotID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if m := f.bots[id]; m != nil {
+		delete(f.sources, m.source)
+	}
 	delete(f.bots, id)
 }
 

@@ -3,6 +3,8 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -43,7 +45,7 @@ func (s *Scheduler) match(ctx context.Context) {
 	)
 	err := s.store.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
 		emptied, claims = nil, map[*waiter]Command{}
-		var waiting []store.Waiting
+		var waiting []*skep.Task
 		left := map[skep.QueueID]int{}
 		for _, q := range r.queues {
 			ws, err := tx.WaitingTasks(q.id, len(q.waiters))
@@ -65,6 +67,10 @@ func (s *Scheduler) match(ctx context.Context) {
 		if err != nil {
 			return err
 		}
+		reqs, err := s.requests(ctx, tx, pairs)
+		if err != nil {
+			return err
+		}
 		for _, m := range pairs {
 			// An earlier poll of the bot may have got a task since this one came in.
 			// Then this poll gets nothing, and the next one tells what became of it.
@@ -72,11 +78,11 @@ func (s *Scheduler) match(ctx context.Context) {
 				claims[m.waiter] = Command{}
 				continue
 			}
-			if claims[m.waiter], err = s.claim(tx, m.task, m.waiter); err != nil {
+			if claims[m.waiter], err = s.claim(ctx, tx, m.task, reqs[m.task.ID], m.waiter); err != nil {
 				return err
 			}
 			free[m.waiter.bot.ID] = false
-			left[m.task.Task.Queue]--
+			left[m.task.Queue]--
 		}
 		for _, q := range r.queues {
 			if left[q.id] == 0 {
@@ -93,6 +99,7 @@ func (s *Scheduler) match(ctx context.Context) {
 	s.queues.finish(r, emptied, claims, err)
 	for _, c := range claims {
 		if c.Task != nil {
+			s.recent.drop(c.Task.ID)
 			s.moved(ctx, c.Task, skep.Pending)
 			s.hub.notify(c.Task.ID)
 		}
@@ -100,15 +107,15 @@ func (s *Scheduler) match(ctx context.Context) {
 }
 
 type pair struct {
-	task   store.Waiting
+	task   *skep.Task
 	waiter *waiter
 }
 
 // assign gives each task, best priority and then oldest first, to the poll of
 // its queue that has waited longest and whose connection still stands.
-func assign(tasks []store.Waiting, queues []roundQueue) []pair {
-	slices.SortFunc(tasks, func(a, b store.Waiting) int {
-		return cmp.Or(cmp.Compare(a.Task.Priority, b.Task.Priority), cmp.Compare(a.Task.ID, b.Task.ID))
+func assign(tasks []*skep.Task, queues []roundQueue) []pair {
+	slices.SortFunc(tasks, func(a, b *skep.Task) int {
+		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.ID, b.ID))
 	})
 	byQueue := make(map[skep.QueueID][]*waiter, len(queues))
 	for _, q := range queues {
@@ -117,7 +124,7 @@ func assign(tasks []store.Waiting, queues []roundQueue) []pair {
 	taken := map[*waiter]bool{}
 	var out []pair
 	for _, t := range tasks {
-		ws := byQueue[t.Task.Queue]
+		ws := byQueue[t.Queue]
 		for len(ws) > 0 && (taken[ws[0]] || ws[0].ctx.Err() != nil) {
 			ws = ws[1:]
 		}
@@ -126,14 +133,34 @@ func assign(tasks []store.Waiting, queues []roundQueue) []pair {
 			out = append(out, pair{t, ws[0]})
 			ws = ws[1:]
 		}
-		byQueue[t.Task.Queue] = ws
+		byQueue[t.Queue] = ws
 	}
 	return out
 }
 
+// requests returns what the tasks of pairs ask for.
+func (s *Scheduler) requests(ctx context.Context, tx *store.Tx, pairs []pair) (map[skep.TaskID]*skep.TaskRequest, error) {
+	ids := make([]skep.TaskID, len(pairs))
+	for i, m := range pairs {
+		ids[i] = m.task.ID
+	}
+	reqs, missing := s.recent.get(ids)
+	more, err := tx.Requests(ctx, missing...)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(reqs, more)
+	for _, id := range missing {
+		if reqs[id] == nil {
+			return nil, fmt.Errorf("task %s waits without a request", id)
+		}
+	}
+	return reqs, nil
+}
+
 // claim makes a waiting task the bot's.
-func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, error) {
-	t, b := m.Task, w.bot
+func (s *Scheduler) claim(ctx context.Context, tx *store.Tx, t *skep.Task, req *skep.TaskRequest, w *waiter) (Command, error) {
+	b := w.bot
 	if err := t.Move(skep.Running, tx.Now); err != nil {
 		return Command{}, err
 	}
@@ -146,10 +173,10 @@ func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, er
 	t.Claim = &skep.Claim{Dimensions: b.Dimensions, Version: b.Version, IdleSince: idle, Authenticated: b.Authenticated}
 	s.sign(t)
 	event := skep.EventTask
-	if m.Request.IsTermination() {
+	if req.IsTermination() {
 		event = skep.EventTerminate
 	}
-	if err := tx.Occupy(b.ID, t.ID, m.Request.Name, string(event)+":"+w.key); err != nil {
+	if err := tx.Occupy(b.ID, t.ID, req.Name, string(event)+":"+w.key); err != nil {
 		return Command{}, err
 	}
 	if err := tx.ClaimTask(t, b.DimensionsKey); err != nil {
@@ -158,7 +185,12 @@ func (s *Scheduler) claim(tx *store.Tx, m store.Waiting, w *waiter) (Command, er
 	if err := tx.AddTaskEvent(b.ID, event, "", t.ID); err != nil {
 		return Command{}, err
 	}
-	return Command{Task: t, Request: m.Request, Secret: m.Secret}, nil
+	cmd := Command{Task: t, Request: req}
+	var err error
+	if req.HasSecret {
+		cmd.Secret, err = tx.Secret(ctx, t.ID)
+	}
+	return cmd, err
 }
 
 // sign notes on a task that this version of the server wrote it.

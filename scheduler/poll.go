@@ -25,6 +25,8 @@ type Poll struct {
 	Bot  *skep.Bot     // as it says it is, with the dimensions that the server assigns
 	Key  string        // idempotency key; "" makes the call not repeatable
 	Wait time.Duration // 0 to MaxWait
+
+	Source Source // of the bot's dimensions; zero = not to be remembered
 }
 
 // Connect notes the handshake of a bot's process. A task that the bot still
@@ -177,8 +179,14 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			return cmd, err
 		}
 	}
+	s.fleet.read(b, p.Source)
 	ill := b.Quarantined != "" || b.Maintenance != ""
-	w := &waiter{ctx: ctx, bot: b, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, reply: make(chan Command, 1)}
+	mine := *b // b itself goes on changing here
+	mine.State = nil
+	if mine.IdleSince.IsZero() {
+		mine.IdleSince = s.o.Now()
+	}
+	w := &waiter{ctx: ctx, bot: &mine, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
 	if again { // the claim for the first one may have ended since
 		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
@@ -194,8 +202,8 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			s.queues.leave(w)
 			return Command{}, err
 		}
+		b.State = nil // it is stored, and thousands may wait
 	}
-	b.State = nil // it is stored, and thousands may wait
 	timer := time.NewTimer(min(p.Wait, MaxWait))
 	defer timer.Stop()
 	expired := timer.C
@@ -219,7 +227,11 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			gone = nil
 		}
 		if s.queues.leave(w) {
-			return Command{}, ctx.Err()
+			if ctx.Err() != nil {
+				return Command{}, ctx.Err()
+			}
+			cmd, _, err := s.held(ctx, b.ID, p.Key) // as above
+			return cmd, err
 		}
 	}
 }

@@ -33,6 +33,7 @@ type Scheduler struct {
 	fleet  *fleet
 	queues *queues
 	hub    *hub
+	recent *recent
 	expiry chan time.Time // wakes the expiry loop early
 }
 
@@ -49,7 +50,7 @@ func New(s *store.Store, o Options) *Scheduler {
 		o.BotDeath = func() time.Duration { return 10 * time.Minute }
 	}
 	return &Scheduler{
-		store: s, o: o, fleet: newFleet(), queues: newQueues(), hub: newHub(),
+		store: s, o: o, fleet: newFleet(), queues: newQueues(), hub: newHub(), recent: newRecent(),
 		expiry: make(chan time.Time, 1),
 	}
 }

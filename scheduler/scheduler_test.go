@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -14,6 +16,16 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/store"
 )
+
+// TestMain makes the property test shorter: each of its runs opens databases.
+// -rapid.checks asks for more.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
+	flag.Parse()
+	os.Exit(m.Run())
+}
 
 // world is a scheduler in a bubble, over a SQLite file.
 type world struct {

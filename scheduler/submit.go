@@ -71,6 +71,7 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 		return s.Find(ctx, earlier)
 	}
 	if t.State == skep.Pending {
+		s.recent.put(req)
 		s.queues.add(q)
 		s.queues.filled(t.Queue)
 		s.expiresAt(t.ExpiresAt)

@@ -59,6 +59,11 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 // read decodes a JSON body of at most limit bytes into v, strictly as to its
 // types; unknown fields are ignored, as bots of other versions send some.
 func read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	return readWith(w, r, limit, func(body []byte) error { return decode(body, v) })
+}
+
+// readWith hands a body of at most limit bytes to use, which must not keep it.
+func readWith(w http.ResponseWriter, r *http.Request, limit int64, use func(body []byte) error) error {
 	if ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || ct != "application/json" {
 		return skep.Invalidf("Content-Type", "is %q, want application/json; charset=utf-8", r.Header.Get("Content-Type"))
 	}
@@ -74,7 +79,11 @@ func read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	if !utf8.Valid(buf.Bytes()) {
 		return skep.Invalidf("body", "is not valid UTF-8")
 	}
-	err := json.Unmarshal(buf.Bytes(), v)
+	return use(buf.Bytes())
+}
+
+func decode(body []byte, v any) error {
+	err := json.Unmarshal(body, v)
 	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		return skep.Invalidf(firstOf(strings.TrimPrefix(te.Field, "Attributes."), "body"), "is a JSON %s, want %s", te.Value, te.Type)
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/jsonscan"
 	"github.com/skepdev/skep/scheduler"
 )
 
@@ -64,10 +66,52 @@ type botState struct {
 	Skep        json.RawMessage `json:"skep"` // only our bots send it
 }
 
+// read picks from a state what the server reads, and checks all of it.
+func (st *botState) read(state []byte) error {
+	return jsonscan.Members(state, func(name, value []byte) error {
+		switch string(name) {
+		case "sleep_streak":
+			return json.Unmarshal(value, &st.SleepStreak)
+		case "quarantined":
+			st.Quarantined = value
+		case "maintenance":
+			st.Maintenance = value
+		case "skep":
+			st.Skep = value
+		}
+		return nil
+	})
+}
+
+// withoutNUL drops the escapes of NUL from JSON: PostgreSQL cannot hold it.
+func withoutNUL(doc []byte) []byte {
+	if !bytes.Contains(doc, []byte(`\u0000`)) {
+		return doc
+	}
+	out := make([]byte, 0, len(doc))
+	for i := 0; i < len(doc); i++ {
+		switch {
+		case doc[i] != '\\':
+			out = append(out, doc[i])
+		case bytes.HasPrefix(doc[i:], []byte(`\u0000`)):
+			i += len(`\u0000`) - 1
+		default: // an escape, perhaps of a backslash
+			out = append(out, doc[i], doc[i+1])
+			i++
+		}
+	}
+	return out
+}
+
 // describe turns what a bot says of itself into its record. What is wrong with
 // it quarantines the bot instead of failing the call, so that it is seen.
 // spec scheduler.md §8.4.
 func (s *Server) describe(r *http.Request, id skep.BotID, a *botapi.Attributes) (*skep.Bot, botState) {
+	return s.describeKnown(r, id, a, false)
+}
+
+// describeKnown is describe, for dimensions that the scheduler knows already.
+func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attributes, known bool) (*skep.Bot, botState) {
 	b := &skep.Bot{
 		ID: id, Dimensions: a.Dimensions, Version: clip(a.Version, 256), ExternalIP: peerIP(r), Authenticated: callerOf(r.Context()).identity,
 	}
@@ -79,19 +123,20 @@ func (s *Server) describe(r *http.Request, id skep.BotID, a *botapi.Attributes) 
 	if b.Dimensions == nil {
 		b.Dimensions = skep.Dimensions{}
 	}
-	if err := b.Dimensions.Validate(); err != nil {
+	if known {
+		// Checked before, and nobody's to change.
+	} else if err := b.Dimensions.Validate(); err != nil {
 		faults = append(faults, err.Error())
 		b.Dimensions = skep.Dimensions{"id": {string(id)}}
 	} else if b.Dimensions["id"][0] != string(id) {
 		faults = append(faults, fmt.Sprintf("dimension id is %q", b.Dimensions["id"][0]))
 		b.Dimensions["id"] = []string{string(id)}
 	}
-	var compact bytes.Buffer
-	if err := json.Unmarshal(a.State, &st); err != nil || len(a.State) == 0 || bytes.TrimSpace(a.State)[0] != '{' || json.Compact(&compact, a.State) != nil {
+	if err := st.read(a.State); err != nil {
 		faults = append(faults, "state is not a JSON object of the expected form")
 		b.State = json.RawMessage("{}")
 	} else {
-		b.State = bytes.ReplaceAll(compact.Bytes(), []byte(`\u0000`), nil) // PostgreSQL cannot hold it
+		b.State = withoutNUL(jsonscan.AppendCompact(make([]byte, 0, len(a.State)), a.State))
 	}
 	if a.Version == "" {
 		faults = append(faults, "version is missing")
@@ -203,7 +248,12 @@ func handshaking(state json.RawMessage, dims skep.Dimensions) json.RawMessage {
 
 func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	var req botapi.PollRequest
-	if err := read(w, r, maxDescription, &req); err != nil {
+	var source scheduler.Source
+	known := false
+	if err := readWith(w, r, maxDescription, func(body []byte) (err error) {
+		source, known, err = s.decodePoll(body, &req)
+		return err
+	}); err != nil {
 		return err
 	}
 	switch {
@@ -219,11 +269,15 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	if sp.bound && s.sessions.expired(sp.session) {
 		return write(w, &botapi.PollResponse{Cmd: botapi.CmdBotRestart, Message: "The session has expired; shake hands anew."})
 	}
-	b, st := s.describe(r, sp.id, &req.Attributes)
+	b, st := s.describeKnown(r, sp.id, &req.Attributes, known)
 	b.SessionID = sp.session.process
+	if b.Quarantined != "" {
+		source = scheduler.Source{} // perhaps because of its dimensions
+	}
+	streak := st.SleepStreak // the rest is large, and thousands may wait
 	ans := &botapi.PollResponse{Session: s.sessions.seal(sp.id, sp.session.process, 0)}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
-	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait})
+	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source})
 	switch {
 	case err != nil:
 		return err
@@ -234,7 +288,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	case cmd.Task == nil && wait > 0:
 		return sleep(w, ans, 0, false)
 	case cmd.Task == nil:
-		return sleep(w, ans, idleSleep(st.SleepStreak), false)
+		return sleep(w, ans, idleSleep(streak), false)
 	case cmd.Request.IsTermination():
 		ans.Cmd, ans.TaskID = botapi.CmdTerminate, cmd.Task.ID.RunID()
 	default:
@@ -244,6 +298,46 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		ans.Manifest = api.Manifest(cmd.Request, cmd.Task, api.ManifestOptions{CASInstance: s.o.CASInstance, Host: s.hostOf(r), Secret: cmd.Secret})
 	}
 	return write(w, ans)
+}
+
+// decodePoll reads a poll. It is the largest and the most frequent of all
+// calls, and most of it is as the time before: dimensions that the scheduler
+// knows from this very text are not decoded again.
+func (s *Server) decodePoll(body []byte, req *botapi.PollRequest) (source scheduler.Source, known bool, err error) {
+	err = jsonscan.Members(body, func(name, value []byte) error {
+		switch string(name) {
+		case "dimensions":
+			source = scheduler.SourceOf(value)
+			if req.Dimensions, known = s.sched.Dimensions(source); known {
+				return nil
+			}
+			return member("dimensions", value, &req.Dimensions)
+		case "state":
+			req.State = bytes.Clone(value)
+		case "version":
+			return member("version", value, &req.Version)
+		case "session":
+			return member("session", value, &req.Session)
+		case "request_uuid":
+			return member("request_uuid", value, &req.RequestUUID)
+		case "wait":
+			return member("wait", value, &req.Wait)
+		}
+		return nil
+	})
+	if errors.Is(err, jsonscan.ErrSyntax) || errors.Is(err, jsonscan.ErrNotObject) {
+		err = skep.Invalidf("body", "is not the JSON expected: %v", err)
+	}
+	return source, known, err
+}
+
+// member decodes one member of a body.
+func member(name string, value []byte, v any) error {
+	err := json.Unmarshal(value, v)
+	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return skep.Invalidf(name, "is a JSON %s, want %s", te.Value, te.Type)
+	}
+	return err
 }
 
 func sleep(w http.ResponseWriter, ans *botapi.PollResponse, secs float64, quarantined bool) error {

@@ -85,30 +85,6 @@ func (r reads) bots(ctx context.Context, query string, args ...any) ([]*skep.Bot
 	return out, rows.Err()
 }
 
-// BotLook is what a poll compares with: enough to see that nothing changed.
-// Dimensions are told by their key, see Bot.DimensionsKey.
-type BotLook struct {
-	DimensionsKey            int64
-	Version, Session         string
-	IdleSince                time.Time
-	Task, Terminated         skep.TaskID
-	Quarantined, Maintenance string
-	Dead                     bool
-}
-
-// BotLook returns the part of a bot's record that each poll needs; found is
-// false for an unknown bot.
-func (r reads) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
-	var idle int64
-	found, err = r.q.row(ctx, `SELECT dims, version, session, idle_us, task, terminated, quarantined, maintenance, dead FROM bots WHERE id = $1`, []any{id},
-		&l.DimensionsKey, &l.Version, &l.Session, &idle, &l.Task, &l.Terminated, &l.Quarantined, &l.Maintenance, flag{&l.Dead})
-	if err != nil {
-		return l, false, fmt.Errorf("read bot %s: %w", id, err)
-	}
-	l.IdleSince = instant(idle)
-	return l, found, nil
-}
-
 // BotsAfter returns up to limit live records with an id above after, by id.
 func (r reads) BotsAfter(ctx context.Context, after skep.BotID, limit int) ([]*skep.Bot, error) {
 	bs, err := r.bots(ctx, `SELECT `+botColumns+` FROM `+botTable+` WHERE b.id > $1 ORDER BY b.id LIMIT $2`, after, limit)
@@ -143,6 +119,11 @@ func (tx *Tx) SaveBot(b *skep.Bot) error {
 	if err != nil {
 		return fmt.Errorf("store bot %s: %w", b.ID, err)
 	}
+	look := BotLook{
+		DimensionsKey: b.DimensionsKey, Version: b.Version, Session: b.SessionID, IdleSince: instant(micros(b.IdleSince)),
+		Task: b.Task, Terminated: b.Terminated, Quarantined: b.Quarantined, Maintenance: b.Maintenance, Dead: b.Dead,
+	}
+	tx.looked(b.ID, true, func(l *BotLook) bool { *l = look; return true })
 	return nil
 }
 
@@ -158,7 +139,8 @@ func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
 		state = "{}"
 	}
 	id := contentID(strconv.FormatInt(b.DimensionsKey, 36), state)
-	err = tx.write(`INSERT INTO bot_snapshots (id, dims, state, used_us) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+	err = tx.write(`INSERT INTO bot_snapshots (id, dims, state, used_us) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (id) DO UPDATE SET used_us = excluded.used_us WHERE bot_snapshots.used_us < excluded.used_us - 86400000000`,
 		id, b.DimensionsKey, state, micros(tx.Now))
 	if err != nil {
 		return 0, fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)
@@ -225,6 +207,10 @@ func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name, event string) error {
 		b, task, name, event, micros(tx.Now)); err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
 	}
+	tx.looked(b, false, func(l *BotLook) bool {
+		l.Task, l.IdleSince, l.Dead = task, time.Time{}, false
+		return true
+	})
 	return nil
 }
 
@@ -236,6 +222,12 @@ func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
 	if err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
 	}
+	tx.looked(b, false, func(l *BotLook) bool {
+		if l.Task == task {
+			l.Task, l.IdleSince, l.Dead = 0, time.Time{}, false
+		}
+		return true
+	})
 	return nil
 }
 
@@ -251,8 +243,8 @@ func (tx *Tx) SeenBots(at map[skep.BotID]time.Time) error {
 
 // DeleteBot removes the live record; the history stays.
 func (tx *Tx) DeleteBot(id skep.BotID) error {
-	err := tx.write(`DELETE FROM bots WHERE id = $1`, id)
-	return err
+	tx.looked(id, false, func(*BotLook) bool { return false })
+	return tx.write(`DELETE FROM bots WHERE id = $1`, id)
 }
 
 // AddEvent appends to the history of a bot, with what b is now.
@@ -273,7 +265,7 @@ func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task ske
 // AddTaskEvent is AddEvent for the events of a task's life, which happen too
 // often to read the bot first: its stored record is copied by the engine.
 func (tx *Tx) AddTaskEvent(bot skep.BotID, typ skep.EventType, message string, task skep.TaskID) error {
-	err := tx.write(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+	err := tx.write(tx.d.insertNew+`bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
 		SELECT id, CAST($2 AS BIGINT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), snapshot, version, session, ip, authenticated, quarantined, maintenance FROM bots WHERE id = $1`,
 		bot, micros(tx.Now), typ, message, task)
 	if err != nil {

@@ -12,7 +12,11 @@ const (
 	taskLife  = 18 * 31 * 24 * time.Hour
 	eventLife = 28 * 24 * time.Hour
 	botLife   = 28*24*time.Hour + 4*time.Hour
-	dimsLife  = taskLife + botLife + 48*time.Hour // no bot, event or claim of a task can refer to them any more
+
+	// After this time nothing can refer to them any more: a bot's record names
+	// what was stored when it was last seen, and its events and claims copy that.
+	snapshotLife = eventLife + botLife + 8*24*time.Hour
+	dimsLife     = taskLife + botLife + 8*24*time.Hour
 )
 
 // Prune deletes up to limit of each kind of thing whose time is over, and
@@ -23,14 +27,14 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		return false, fmt.Errorf("delete old tasks: %w", err)
 	}
 	more = tasks == limit
+	tx.forget = true // some of the bots
 	for _, q := range []struct {
 		query string
 		until time.Time
 	}{
-		{`DELETE FROM bot_events WHERE seq IN (SELECT seq FROM bot_events WHERE at_us < $1 ORDER BY at_us LIMIT $2)`, tx.Now.Add(-eventLife)},
+		{`DELETE FROM bot_events WHERE at_us < $1 AND seq IN (SELECT seq FROM bot_events ORDER BY seq LIMIT $2)`, tx.Now.Add(-eventLife)},
 		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 LIMIT $2)`, tx.Now.Add(-botLife)},
-		{`DELETE FROM bot_snapshots WHERE id IN (SELECT s.id FROM bot_snapshots s WHERE s.used_us < $1
-			AND NOT EXISTS (SELECT 1 FROM bot_events e WHERE e.snapshot = s.id) AND NOT EXISTS (SELECT 1 FROM bots b WHERE b.snapshot = s.id) LIMIT $2)`, tx.Now.Add(-eventLife)},
+		{`DELETE FROM bot_snapshots WHERE id IN (SELECT id FROM bot_snapshots WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-snapshotLife)},
 		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
 		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1

@@ -30,11 +30,18 @@ import (
 type dialect struct {
 	name       string // directory of its migrations
 	skipLocked string // leaves rows to another server that is about to take them
+
+	// insertNew … orNot inserts a row unless there is one with its key. SQLite
+	// keeps a journal for each statement that could fail half way, and so is
+	// told that none of these can.
+	insertNew, orNot string
 }
 
 var (
-	sqlite   = dialect{name: "sqlite"}
-	postgres = dialect{name: "postgres", skipLocked: "FOR UPDATE OF t SKIP LOCKED"}
+	sqlite   = dialect{name: "sqlite", insertNew: "INSERT OR IGNORE INTO "}
+	postgres = dialect{
+		name: "postgres", skipLocked: "FOR UPDATE OF t SKIP LOCKED", insertNew: "INSERT INTO ", orNot: " ON CONFLICT DO NOTHING",
+	}
 )
 
 // Store is an open database. All methods may be called at once by many.
@@ -46,6 +53,7 @@ type Store struct {
 	wpool   *sql.DB                                // the writer's connection on SQLite; elsewhere the same as pool
 	pgPool  *pgxpool.Pool                          // nil on SQLite
 	connect func(context.Context) (session, error) // opens the writer's connection
+	looks   looks
 	lock    *flock.Flock
 	writer  *writer
 }
@@ -84,7 +92,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	} else {
 		s.reads = reads{q: newStatements(s.pool.PrepareContext)}
 	}
-	if s.writer, err = startWriter(ctx, s.connect, s.dialect, o.Now); err != nil {
+	if s.writer, err = startWriter(ctx, s.connect, &s.looks, s.dialect, o.Now); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}
 	return s, nil
@@ -129,6 +137,7 @@ func (s *Store) openSQLite(path string, guest bool) error {
 		if err := s.own(path); err != nil {
 			return err
 		}
+		s.looks.bots = map[skep.BotID]BotLook{}
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -191,7 +191,7 @@ func TestWaitingTasksInOrder(t *testing.T) {
 			got = nil
 			ws, err := tx.WaitingTasks(7, 10)
 			for _, w := range ws {
-				got = append(got, w.Task.ID)
+				got = append(got, w.ID)
 			}
 			if err == nil {
 				expired, err = tx.ExpiredTasks(10)

@@ -21,7 +21,7 @@ func (tx *Tx) tag(id skep.TaskID, tags []string) error {
 		return nil
 	}
 	var q strings.Builder
-	q.WriteString(`INSERT INTO task_tags (task, tag) VALUES `)
+	q.WriteString(tx.d.insertNew + `task_tags (task, tag) VALUES `)
 	args := make([]any, 1, len(tags)+1)
 	args[0] = id
 	for i, t := range tags {
@@ -31,7 +31,7 @@ func (tx *Tx) tag(id skep.TaskID, tags []string) error {
 		args = append(args, tagID(t))
 		fmt.Fprintf(&q, "($1,$%d)", len(args))
 	}
-	q.WriteString(` ON CONFLICT DO NOTHING`)
+	q.WriteString(tx.d.orNot)
 	if err := tx.write(q.String(), args...); err != nil {
 		return fmt.Errorf("store tags of task %s: %w", id, err)
 	}

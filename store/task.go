@@ -125,15 +125,47 @@ func (r reads) tasks(ctx context.Context, query string, args ...any) ([]*skep.Ta
 
 // Request returns what was asked for, or a NotFound error.
 func (r reads) Request(ctx context.Context, id skep.TaskID) (*skep.TaskRequest, error) {
-	var body string
-	found, err := r.q.row(ctx, `SELECT body FROM task_requests WHERE id = $1`, []any{id}, &body)
+	reqs, err := r.Requests(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("read request %s: %w", id, err)
+		return nil, err
 	}
-	if !found {
+	if reqs[id] == nil {
 		return nil, noSuchTask(id)
 	}
-	return decodeRequest(id, body)
+	return reqs[id], nil
+}
+
+// Requests returns what was asked for by several tasks; those that do not
+// exist are missing.
+func (r reads) Requests(ctx context.Context, ids ...skep.TaskID) (map[skep.TaskID]*skep.TaskRequest, error) {
+	out := make(map[skep.TaskID]*skep.TaskRequest, len(ids))
+	if len(ids) == 0 {
+		return out, nil
+	}
+	args := make([]any, len(ids))
+	for i, id := range ids {
+		args[i] = int64(id)
+	}
+	args = padded(args)
+	rows, err := r.q.query(ctx, `SELECT id, body FROM task_requests WHERE id IN (`+marks(len(args))+`)`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read requests: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id skep.TaskID
+		var body string
+		if err := rows.Scan(&id, &body); err != nil {
+			return nil, fmt.Errorf("read requests: %w", err)
+		}
+		if out[id], err = decodeRequest(id, body); err != nil {
+			return nil, err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read requests: %w", err)
+	}
+	return out, nil
 }
 
 func decodeRequest(id skep.TaskID, body string) (*skep.TaskRequest, error) {
@@ -262,16 +294,20 @@ func (tx *Tx) locked(query string, args ...any) ([]*skep.Task, error) {
 	if tx.note(err) != nil {
 		return nil, err
 	}
+	ts, err := scanAllLocked(rows)
+	return ts, tx.note(err)
+}
+
+func scanAllLocked(rows rows) (out []*skep.Task, err error) {
 	defer rows.Close()
-	var out []*skep.Task
 	for rows.Next() {
 		t, err := scanLocked(rows)
-		if tx.note(err) != nil {
+		if err != nil {
 			return nil, err
 		}
 		out = append(out, t)
 	}
-	return out, tx.note(rows.Err())
+	return out, rows.Err()
 }
 
 // SaveTask writes everything about a task that may have changed since
@@ -322,36 +358,16 @@ func (tx *Tx) Touch(t *skep.Task) error {
 	return nil
 }
 
-// Waiting is a task that can be claimed, with what its bot needs to know.
-type Waiting struct {
-	Task    *skep.Task
-	Request *skep.TaskRequest
-	Secret  []byte
-}
-
 // WaitingTasks returns the first limit tasks of a queue that have not expired,
 // best priority first, then oldest. On PostgreSQL it skips those that another
 // server is about to claim.
-func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]Waiting, error) {
-	rows, err := tx.q.query(tx.ctx, `SELECT `+lockColumns+`, r.body, r.secret FROM tasks t JOIN task_requests r ON r.id = t.id
+func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]*skep.Task, error) {
+	ts, err := tx.locked(`SELECT `+lockColumns+` FROM tasks t
 		WHERE t.state = 32 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT $3 `+tx.d.skipLocked, queue, micros(tx.Now), limit)
-	if tx.note(err) != nil {
+	if err != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
 	}
-	defer rows.Close()
-	var out []Waiting
-	for rows.Next() {
-		var body string
-		var w Waiting
-		if w.Task, err = scanLocked(rows, &body, &w.Secret); tx.note(err) != nil {
-			return nil, fmt.Errorf("read queue: %w", err)
-		}
-		if w.Request, err = decodeRequest(w.Task.ID, body); err != nil {
-			return nil, err
-		}
-		out = append(out, w)
-	}
-	return out, tx.note(rows.Err())
+	return ts, nil
 }
 
 // ClaimTask makes a waiting task the bot's. dims is the bot's DimensionsKey; 0
@@ -392,9 +408,14 @@ func (r reads) NextExpiry(ctx context.Context) (time.Time, error) {
 	return instant(us), nil
 }
 
-// RunningTasks returns all running tasks.
+// RunningTasks returns all running tasks, as LockTask does: those that the
+// records of bots name.
 func (r reads) RunningTasks(ctx context.Context) ([]*skep.Task, error) {
-	return r.tasks(ctx, `SELECT `+taskColumns+` FROM `+taskTable+` WHERE t.state = 16`)
+	rows, err := r.q.query(ctx, `SELECT `+lockColumns+` FROM bots b JOIN tasks t ON t.id = b.task WHERE b.task <> 0 AND t.state = 16`)
+	if err != nil {
+		return nil, err
+	}
+	return scanAllLocked(rows)
 }
 
 // Children returns the unfinished tasks whose parent is id.

@@ -20,10 +20,13 @@ type Tx struct {
 	reads
 	Now time.Time // one instant, so that rows written together agree
 
-	ctx   context.Context
-	s     session
-	d     dialect
-	batch *batch
+	ctx    context.Context
+	s      session
+	d      dialect
+	batch  *batch
+	looks  []lookChange // for the records at hand, once it is committed
+	forget bool         // none of them can be relied on afterwards
+
 	dirty bool  // it wrote something
 	err   error // the first error of the engine; on PostgreSQL it spoils the transaction
 }
@@ -77,6 +80,7 @@ type change struct {
 type writer struct {
 	open  func(context.Context) (session, error)
 	s     session // nil while the database cannot be reached
+	looks *looks
 	d     dialect
 	now   func() time.Time
 	queue chan *change
@@ -86,9 +90,9 @@ type writer struct {
 
 var errClosed = skep.Errorf(skep.Unavailable, "the server is shutting down; try again")
 
-func startWriter(ctx context.Context, open func(context.Context) (session, error), d dialect, now func() time.Time) (*writer, error) {
+func startWriter(ctx context.Context, open func(context.Context) (session, error), looks *looks, d dialect, now func() time.Time) (*writer, error) {
 	w := &writer{
-		open: open, d: d, now: now,
+		open: open, looks: looks, d: d, now: now,
 		queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := w.connect(ctx); err != nil {
@@ -249,7 +253,8 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 			return err
 		}
 	}
-	wrote := false
+	wrote, forget := false, false
+	var looks []lookChange
 	for _, c := range changes {
 		c.err = nil
 		if c.ctx.Err() != nil {
@@ -276,6 +281,8 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 			if transient(c.err) {
 				return c.err
 			}
+		default:
+			looks, forget = append(looks, tx.looks...), forget || tx.forget
 		}
 		if savepoints {
 			if _, err := w.s.exec(ctx, "RELEASE SAVEPOINT change"); err != nil {
@@ -288,6 +295,11 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 		return w.s.rollback(ctx)
 	}
 	err = w.s.commit(ctx)
+	if err != nil || forget {
+		w.looks.forget()
+	} else {
+		w.looks.apply(looks)
+	}
 	if err != nil && !savepoints && refused(err) {
 		return errSpoiled // by a statement that was put off
 	}

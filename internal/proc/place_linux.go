@@ -143,7 +143,11 @@ func (pl *Place) Start(c *Cmd) (*Process, error) {
 	if pl.Method == MethodPIDNS || pl.Hidden {
 		return pl.startInit(c)
 	}
-	return pl.startHere(c)
+	p, err := pl.startHere(c)
+	if err == nil {
+		reapOrphans(p)
+	}
+	return p, err
 }
 
 func (pl *Place) startHere(c *Cmd) (*Process, error) {

@@ -208,6 +208,22 @@ func TestPlaceTerminates(t *testing.T) {
 	})
 }
 
+// TestOrphansAreReaped while the task runs.
+func TestOrphansAreReaped(t *testing.T) {
+	eachPlace(t, func(t *testing.T, pl *Place) {
+		count := "ps -eo stat,comm | grep -c '^Z.*skep-orphan'"
+		status, out := output(t, pl.Start, shell(`cd "$(mktemp -d)"; cp /bin/true skep-orphan
+for i in 1 2 3 4 5 6 7 8 9; do (./skep-orphan &) ; done
+for i in $(seq 100); do n=$(`+count+`); test "$n" = 0 && break; sleep 0.02; done; echo $n`))
+		if status.Code != 0 || out != "0\n" {
+			t.Errorf("%+v, %q zombies", status, out)
+		}
+		if err := errors.Join(pl.Kill(time.Second), SweepChildren(time.Second)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestPlaceNested removes cgroups that a task made inside its own.
 func TestPlaceNested(t *testing.T) {
 	if os.Geteuid() != 0 {

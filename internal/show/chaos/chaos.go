@@ -164,28 +164,7 @@ func (o options) one(ctx context.Context, engine string, prog programs) (_ *repo
 	if err != nil {
 		return nil, err
 	}
-	switch engine {
-	case engineUp:
-		fl.addUp()
-	case enginePostgres:
-		bin, err := postgresHome(ctx)
-		if err != nil {
-			if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "postgres") {
-				return nil, err
-			}
-			return nil, fmt.Errorf("%w: %w", errSkipped, err)
-		}
-		var dsn string
-		if fl.database, dsn, err = newDatabase(ctx, bin, fl.path("pg"), fl.path("log", "postgres")); err != nil {
-			return nil, err
-		}
-		fl.addServer(dsn)
-		err = fl.addBots()
-	default:
-		fl.addServer("")
-		err = fl.addBots()
-	}
-	if err != nil {
+	if err := o.equip(ctx, engine, fl); err != nil {
 		return nil, err
 	}
 	before, err := marked(root)
@@ -197,6 +176,31 @@ func (o options) one(ctx context.Context, engine string, prog programs) (_ *repo
 		rep = newReport(engine, e, fl, len(before), time.Since(begun))
 	}
 	return rep, err
+}
+
+// equip makes what the fleet of an engine consists of.
+func (o options) equip(ctx context.Context, engine string, fl *fleet) error {
+	switch engine {
+	case engineUp:
+		fl.addUp()
+		return nil
+	case enginePostgres:
+		bin, err := postgresHome(ctx)
+		if err != nil {
+			if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "postgres") {
+				return err
+			}
+			return fmt.Errorf("%w: %w", errSkipped, err)
+		}
+		var dsn string
+		if fl.database, dsn, err = newDatabase(ctx, bin, fl.path("pg"), fl.path("log", "postgres")); err != nil {
+			return err
+		}
+		fl.addServer(dsn)
+	default:
+		fl.addServer("")
+	}
+	return fl.addBots()
 }
 
 func (o options) form(engine string, rng *rand.Rand) form {

@@ -113,7 +113,8 @@ func newFleet(root string, f form, prog programs, rng *rand.Rand) (*fleet, error
 	if err != nil {
 		return nil, err
 	}
-	if fl.client, err = client.New(client.Options{Server: fl.url, Timeout: 20 * time.Second,
+	if fl.client, err = client.New(client.Options{
+		Server: fl.url, Timeout: 20 * time.Second,
 		Retry: prpc.Retry{Times: 100, First: 50 * time.Millisecond, Max: 500 * time.Millisecond, For: time.Minute, Refused: -1},
 	}); err != nil {
 		return nil, err
@@ -266,10 +267,7 @@ func (fl *fleet) run(ctx context.Context) (*evidence, error) {
 		return nil, errors.Join(err, huntErr, waitErr, drain(failed))
 	}
 	fl.end(e)
-	if err := errors.Join(huntErr, drain(failed)); err != nil {
-		return e, err
-	}
-	return e, nil
+	return e, errors.Join(huntErr, drain(failed)) // what did not end in time is among the violations
 }
 
 func drain(c chan error) error {
@@ -331,17 +329,17 @@ const batch = 250
 
 // await waits until every acknowledged task has ended.
 func (fl *fleet) await(ctx context.Context) error {
-	waiting := fl.acknowledged()
+	waiting := slices.Compact(slices.Sorted(slices.Values(fl.acknowledged())))
 	for len(waiting) > 0 {
 		some := waiting[:min(batch, len(waiting))]
-		ans, err := fl.client.ListTaskStates(ctx, &pb.TaskStatesRequest{TaskId: some})
+		ans, err := fl.client.BatchGetResult(ctx, &pb.BatchGetResultRequest{TaskIds: some})
 		if err != nil {
 			return fmt.Errorf("ask for %d tasks: %w", len(waiting), err)
 		}
-		kept := waiting[len(some):]
-		for i, st := range ans.States {
-			if st == pb.TaskState_PENDING || st == pb.TaskState_RUNNING {
-				kept = append(kept, some[i])
+		kept := slices.Clone(waiting[len(some):])
+		for _, r := range ans.Results { // one that is not known need not be waited for
+			if st := r.GetResult().GetState(); st == pb.TaskState_PENDING || st == pb.TaskState_RUNNING {
+				kept = append(kept, r.TaskId)
 			}
 		}
 		if len(kept) == len(waiting) {

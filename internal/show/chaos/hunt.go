@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/internal/show/chaos/payload"
 )
 
 // Pauses between two looks.
@@ -173,17 +174,27 @@ func (fl *fleet) confirm(ctx context.Context, run string, at time.Time) bool {
 // comes many times a second.
 const momentPatience = 20 * time.Second
 
-// moment waits until some bot is in the strike's phase and returns it.
+// lingering is how long a task runs that tells whether anything of it outlives
+// its bot: a short one may end by itself before anybody looks.
+const lingering = time.Second
+
+// longPatience is how long a strike waits for such a task.
+const longPatience = 5 * time.Second
+
+// moment waits until some bot is in the strike's phase and returns it. A bot
+// is best killed while it runs a long task.
 func (fl *fleet) moment(ctx context.Context, s strike) (*member, sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, momentPatience)
 	defer cancel()
-	for {
+	choosy := s.Victim == victimBot && s.Phase == phaseOutput
+	for begun := time.Now(); ; {
 		all, err := fl.look()
 		if err != nil {
 			return nil, sight{}, err
 		}
+		any := !choosy || time.Since(begun) > longPatience
 		for _, i := range fl.rng.Perm(len(all)) {
-			if all[i].phase() == s.Phase && fl.bots[i].pid() != 0 {
+			if all[i].phase() == s.Phase && (any || payload.Pause(all[i].Run) > lingering) && fl.bots[i].pid() != 0 {
 				return fl.bots[i], all[i], nil
 			}
 		}
@@ -260,7 +271,7 @@ func (fl *fleet) killBot(b *member, k *kill, look func()) (time.Duration, error)
 			}
 		}
 	}
-	alone := fl.rng.IntN(2) == 0
+	alone := fl.rng.IntN(2) == 0 || k.Run != "" && payload.Pause(k.Run) > lingering
 	var err error
 	k.PID, k.At, err = fl.killMain(b, func(at time.Time) {
 		look() // before a new bot tidies up

@@ -29,8 +29,14 @@ func longForm(engine string, rng *rand.Rand) form {
 	f := form{Tasks: 1000, Bots: 8, Readers: 4, Patience: 150 * time.Second, Phases: phases}
 	first := []strike{{victimServer, phaseSubmit}}
 	rest := []strike{
-		{victimServer, phaseClaim}, {victimServer, phaseStart}, {victimServer, phaseOutput}, {victimServer, phaseFinal},
-		{victimRunner, phaseStart}, {victimRunner, phaseOutput}, {victimIsolated, phaseOutput}, {victimIsolated, phaseOutput},
+		{victimServer, phaseClaim},
+		{victimServer, phaseStart},
+		{victimServer, phaseOutput},
+		{victimServer, phaseFinal},
+		{victimRunner, phaseStart},
+		{victimRunner, phaseOutput},
+		{victimIsolated, phaseOutput},
+		{victimIsolated, phaseOutput},
 	}
 	for p, n := range map[phase]int{phaseClaim: 2, phaseStart: 3, phaseOutput: 3, phaseFinal: 2} {
 		for range n {

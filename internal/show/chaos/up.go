@@ -16,8 +16,14 @@ import (
 func upForm(short bool, rng *rand.Rand) form {
 	f := form{Tasks: 240, Bots: 4, Readers: 2, Patience: 90 * time.Second}
 	f.Plan = []strike{
-		{victimUp, phaseSubmit}, {victimUp, phaseOutput}, {victimUp, phaseFinal}, {victimUp, phaseStart}, {victimUp, phaseClaim},
-		{victimBot, phaseOutput}, {victimBot, phaseStart}, {victimBot, phaseFinal},
+		{victimUp, phaseSubmit},
+		{victimUp, phaseOutput},
+		{victimUp, phaseFinal},
+		{victimUp, phaseStart},
+		{victimUp, phaseClaim},
+		{victimBot, phaseOutput},
+		{victimBot, phaseStart},
+		{victimBot, phaseFinal},
 	}
 	if short {
 		f.Tasks, f.Patience = 100, 40*time.Second

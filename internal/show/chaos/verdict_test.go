@@ -30,9 +30,11 @@ func sound() *evidence {
 		Outputs: map[string][]byte{"a0": payload.Of("a1"), "b0": payload.Of("b1")[:1000], "c0": payload.Of("c1")},
 		Streams: map[string]string{"a0": ""},
 		Lines: []line{
-			{wordStart, "a1", 1, at(1)}, {wordEnd, "a1", 1, at(2)},
+			{wordStart, "a1", 1, at(1)},
+			{wordEnd, "a1", 1, at(2)},
 			{wordStart, "b1", 2, at(9)},
-			{wordStart, "c1", 3, at(12)}, {wordEnd, "c1", 3, at(13)},
+			{wordStart, "c1", 3, at(12)},
+			{wordEnd, "c1", 3, at(13)},
 		},
 		Kills: []kill{
 			{Victim: victimServer, Phase: phaseSubmit, At: at(0.5), Pending: 3},
@@ -83,12 +85,16 @@ func TestEveryViolationIsFound(t *testing.T) {
 		{"a task died long after the kill", func(e *evidence) {
 			e.set("d0", func(r *result) { r.Started, r.Completed = at(50), at(51) })
 		}, []found{{ruleOutage, "d0"}}},
-		{"two tasks died of one kill", func(e *evidence) {
-			e.set("d0", func(r *result) { r.Bot = "x"; r.Started, r.Completed = at(10.5), at(11.5) })
+		{
+			"two tasks died of one kill", func(e *evidence) {
+				e.set("d0", func(r *result) { r.Bot = "x"; r.Started, r.Completed = at(10.5), at(11.5) })
+			},
+			[]found{{ruleOutage, "d0"}},
 		},
-			[]found{{ruleOutage, "d0"}}},
-		{"a task died of the server's kill", func(e *evidence) { e.Kills[1].Victim, e.Plan[2].Victim = victimServer, victimServer },
-			[]found{{ruleOutage, "b0"}}},
+		{
+			"a task died of the server's kill", func(e *evidence) { e.Kills[1].Victim, e.Plan[2].Victim = victimServer, victimServer },
+			[]found{{ruleOutage, "b0"}},
+		},
 		{"a task ended with another exit code", func(e *evidence) { e.set("a0", func(r *result) { r.ExitCode = 3 }) }, []found{{ruleExit, "a0"}}},
 		{"a task ran twice to completion", func(e *evidence) {
 			e.Lines = append(e.Lines, line{wordStart, "a1", 9, at(3)}, line{wordEnd, "a1", 9, at(4)})

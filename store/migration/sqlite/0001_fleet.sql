@@ -44,7 +44,6 @@ CREATE TABLE tasks (
 );
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
-CREATE INDEX tasks_running  ON tasks (bot) WHERE state = 16;
 CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
@@ -111,7 +110,7 @@ CREATE TABLE bot_snapshots (
 	id      INTEGER PRIMARY KEY,
 	dims    INTEGER NOT NULL, -- in dimension_sets
 	state   TEXT    NOT NULL,
-	used_us INTEGER NOT NULL
+	used_us INTEGER NOT NULL -- within a day
 );
 
 CREATE TABLE bot_events (
@@ -130,7 +129,6 @@ CREATE TABLE bot_events (
 	maintenance   TEXT    NOT NULL
 );
 CREATE INDEX bot_events_of_bot ON bot_events (bot, seq);
-CREATE INDEX bot_events_by_age ON bot_events (at_us);
 
 -- API tokens; only their hashes are kept.
 CREATE TABLE tokens (

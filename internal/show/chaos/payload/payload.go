@@ -26,14 +26,14 @@ func Of(run string) []byte {
 }
 
 // Pause returns how long the run takes beside its writing: 20 to 80 ms; one of
-// 16 takes 0.4 s and one of 64 takes 2.5 s, so that output leaves the bot in
+// 32 takes 0.4 s and one of 32 takes 2.5 s, so that output leaves the bot in
 // several updates.
 func Pause(run string) time.Duration {
 	sum := sha256.Sum256([]byte("pause " + run))
-	switch {
-	case sum[0]%64 == 0:
+	switch sum[0] % 32 {
+	case 0:
 		return 2500 * time.Millisecond
-	case sum[0]%16 == 0:
+	case 1:
 		return 400 * time.Millisecond
 	default:
 		return time.Duration(20+int(sum[1])%61) * time.Millisecond
@@ -72,5 +72,5 @@ func origin(want, b []byte) string {
 	if len(bytes.Trim(b, "\x00")) == 0 {
 		return "zeros, a gap"
 	}
-	return "foreign bytes"
+	return fmt.Sprintf("foreign bytes %q", b)
 }

@@ -2,6 +2,7 @@ package payload
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -51,8 +52,8 @@ func TestDiff(t *testing.T) {
 		{"a piece is repeated", slices.Concat(want[:Piece], want[:Piece], want[Piece:]), false, "73728 bytes, differs from 8192 on: the bytes from 0"},
 		{"the end is repeated", slices.Concat(want, want[Size-Piece:]), false, "73728 bytes, 8192 too many: from 65536 on the bytes from 57344"},
 		{"a gap", slices.Concat(want[:100], make([]byte, 100), want[200:]), false, "65536 bytes, differs from 100 on: zeros, a gap"},
-		{"foreign bytes", slices.Concat(want[:100], []byte("a line of the bot's log"), want[100:]), false, "65559 bytes, differs from 100 on: foreign bytes"},
-		{"another task's output", Of("5a11"), false, "65536 bytes, differs from 0 on: foreign bytes"},
+		{"foreign bytes", slices.Concat(want[:100], []byte("a line of the bot's log"), want[100:]), false, "65559 bytes, differs from 100 on: foreign bytes \"a line of the bo\""},
+		{"another task's output", Of("5a11"), false, fmt.Sprintf("65536 bytes, differs from 0 on: foreign bytes %q", Of("5a11")[:probe])},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := Diff(run, tc.got, tc.prefix); got != tc.diff {

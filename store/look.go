@@ -1,0 +1,91 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+// BotLook is what a poll compares with: enough to see that nothing changed.
+// Dimensions are told by their key, see Bot.DimensionsKey.
+type BotLook struct {
+	DimensionsKey            int64
+	Version, Session         string
+	IdleSince                time.Time
+	Task, Terminated         skep.TaskID
+	Quarantined, Maintenance string
+	Dead                     bool
+}
+
+// BotLook returns the part of a bot's record that each poll needs; found is
+// false for an unknown bot.
+func (s *Store) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
+	if l, found = s.looks.get(id); found {
+		return l, true, nil
+	}
+	var idle int64
+	found, err = s.q.row(ctx, `SELECT dims, version, session, idle_us, task, terminated, quarantined, maintenance, dead FROM bots WHERE id = $1`, []any{id},
+		&l.DimensionsKey, &l.Version, &l.Session, &idle, &l.Task, &l.Terminated, &l.Quarantined, &l.Maintenance, flag{&l.Dead})
+	if err != nil {
+		return l, false, fmt.Errorf("read bot %s: %w", id, err)
+	}
+	l.IdleSince = instant(idle)
+	return l, found, nil
+}
+
+// looks are the bots' records as this process wrote them last. It is kept for
+// SQLite only, where nobody else writes: the writer changes it after each
+// commit and before it answers, so that it is never behind.
+type looks struct {
+	mu   sync.Mutex
+	bots map[skep.BotID]BotLook // nil = not kept
+}
+
+func (ls *looks) get(id skep.BotID) (BotLook, bool) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l, ok := ls.bots[id]
+	return l, ok
+}
+
+// lookChange is what a statement did to a bot's record. change returns false
+// when the record is gone; of a record that is not at hand it is not asked.
+type lookChange struct {
+	bot    skep.BotID
+	whole  bool // change makes the record, whatever it was
+	change func(*BotLook) bool
+}
+
+// apply does what a transaction did.
+func (ls *looks) apply(changes []lookChange) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.bots == nil {
+		return
+	}
+	for _, c := range changes {
+		l, ok := ls.bots[c.bot]
+		switch {
+		case !ok && !c.whole:
+		case c.change(&l):
+			ls.bots[c.bot] = l
+		default:
+			delete(ls.bots, c.bot)
+		}
+	}
+}
+
+// forget drops everything: it will be read again.
+func (ls *looks) forget() {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	clear(ls.bots)
+}
+
+// looked notes what this change does to a bot's record once it is committed.
+func (tx *Tx) looked(bot skep.BotID, whole bool, change func(*BotLook) bool) {
+	tx.looks = append(tx.looks, lookChange{bot, whole, change})
+}
