@@ -120,10 +120,6 @@ func TestInternalFailures(t *testing.T) {
 		{"the runner cannot start", func(context.Context, runner.Job) (runner.Summary, error) {
 			return runner.Summary{}, errors.New("no fork for you")
 		}, "no fork for you"},
-		{"the runner hangs", func(ctx context.Context, _ runner.Job) (runner.Summary, error) {
-			<-ctx.Done()
-			return runner.Summary{}, ctx.Err()
-		}, "task_runner hung"},
 		{"this process panics", func(context.Context, runner.Job) (runner.Summary, error) {
 			panic("at the disco")
 		}, "panic: at the disco"},

@@ -13,9 +13,6 @@ import (
 	"github.com/skepdev/skep/runner"
 )
 
-// errHung ends a run whose own time limits did not.
-var errHung = errors.New("task_runner hung: it did not end within the last-ditch timeout")
-
 // runTask runs one task to its end and makes sure that the server knows the
 // end. spec bot.md §3.2.
 func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
@@ -26,22 +23,17 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	}
 	b.setTask(m.TaskID)
 	defer b.setTask("")
-	ctx, cancel := b.hard, context.CancelFunc(func() {})
-	if limit := lastDitch(m); limit > 0 {
-		ctx, cancel = context.WithTimeoutCause(b.hard, limit, errHung)
-	}
-	defer cancel()
 	b.waitPrepared()
 	log := b.log.With("task", m.TaskID)
 	log.Info("task begins")
-	sum, err := b.runSafely(ctx, runner.Job{
+	sum, err := b.runSafely(b.hard, runner.Job{
 		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
 		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: b.costHour(), ReceivedAt: received,
 		CookieDir: "w",
 	})
 	b.cfg.Client.SetSession(sum.Session)
 	log.Info("task ends", "took", b.cfg.Now().Sub(received), "err", err, "internal_error", sum.InternalError)
-	if text := b.failure(ctx, sum, err); text != "" {
+	if text := b.failure(sum, err); text != "" {
 		if !sum.InternalErrorReported {
 			b.taskError(m.TaskID, text)
 		}
@@ -52,14 +44,12 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 }
 
 // failure says why the run, not the command, failed; "" if it did not.
-func (b *Bot) failure(ctx context.Context, sum runner.Summary, err error) string {
+func (b *Bot) failure(sum runner.Summary, err error) string {
 	switch {
 	case sum.InternalError == "" && err == nil:
 		return ""
 	case b.hard.Err() != nil && !sum.InternalErrorReported:
 		return "the bot was stopped while the task ran: " + b.endReason()
-	case context.Cause(ctx) == errHung: //nolint:errorlint // our own value
-		return errHung.Error()
 	case sum.InternalError != "":
 		return sum.InternalError
 	}
@@ -133,17 +123,6 @@ func (b *Bot) patience(d time.Duration) (context.Context, context.CancelFunc) {
 		stop()
 		cancel()
 	}
-}
-
-// lastDitch is when bot_main ends a run that does not end itself; 0 = never.
-// spec bot.md §9.3.
-func lastDitch(m *botapi.Manifest) time.Duration {
-	if m.HardTimeout <= 0 {
-		return 0
-	}
-	const week = 7 * 24 * 3600 // more is no limit, and would overflow
-	secs := min(m.HardTimeout, week) + 3*min(max(m.GracePeriod, 30), week) + min(max(m.IOTimeout, 1200), week)
-	return time.Duration(secs) * time.Second
 }
 
 func (b *Bot) headers() map[string]string {

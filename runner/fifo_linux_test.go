@@ -13,7 +13,7 @@ import (
 // view hides.
 func sharedDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "skep-test")
+	dir, err := os.MkdirTemp("", "skep-test") //nolint:usetesting // the parent of t.TempDir is closed to others
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
 	}

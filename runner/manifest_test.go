@@ -78,8 +78,10 @@ func TestTaskServer(t *testing.T) {
 func TestTaskContext(t *testing.T) {
 	inherited := json.RawMessage(`{"local_auth":{"rpc_port":1},"deadline":{"soft_deadline":5},"realm":{"name":"old:r","x":1},"other":{"y":2}}`)
 	secret := "c2VjcmV0"
-	m := &botapi.Manifest{TaskID: "ab1", BotDimensions: map[string][]string{"os": {"b", "a"}, "id": {"z"}}, SecretBytes: &secret,
-		Realm: &botapi.Realm{Name: "p:r"}, ResultDB: &botapi.ResultDB{Hostname: "rdb"}}
+	m := &botapi.Manifest{
+		TaskID: "ab1", BotDimensions: map[string][]string{"os": {"b", "a"}, "id": {"z"}}, SecretBytes: &secret,
+		Realm: &botapi.Realm{Name: "p:r"}, ResultDB: &botapi.ResultDB{Hostname: "rdb"},
+	}
 	ctx, err := taskContext(inherited, m, "https://s", &localAuth{RPCPort: 7, Secret: "x", Accounts: []localAccount{{"task", "a@b"}}, DefaultAccountID: "task"})
 	if err != nil {
 		t.Fatal(err)

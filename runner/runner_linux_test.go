@@ -342,7 +342,8 @@ func TestMalformedManifest(t *testing.T) {
 func TestEmptyInputs(t *testing.T) {
 	server, s := newTaskServer(t), newStarter(t)
 	sum := run(t, s, server, sh("true", with("outputs", []string{"x"}), with("cas_input_root", map[string]any{"cas_instance": "i", "digest": map[string]any{
-		"hash": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size_bytes": 0}})))
+		"hash": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size_bytes": 0,
+	}})))
 	if sum.ExitCode == nil || *sum.ExitCode != 0 {
 		t.Errorf("summary %+v", sum)
 	}

@@ -98,7 +98,7 @@ func (s *Starter) Prepare(context.Context) error {
 	if s.ready != nil {
 		select {
 		case <-s.ready.p.Done():
-			s.discard(s.ready)
+			_ = s.discard(s.ready) // it died: nothing ran
 			s.ready = nil
 		default:
 			return nil
@@ -408,8 +408,10 @@ func (s *Starter) await(ctx context.Context, p *pair, job Job, l limits) Summary
 			}
 			if w := n.Summary; w != nil {
 				p.reported = true
-				return Summary{ExitCode: w.ExitCode, HardTimeout: w.HardTimeout, IOTimeout: w.IOTimeout,
-					InternalError: w.InternalError, InternalErrorReported: w.Reported, Session: cmp.Or(w.Session, job.Session)}
+				return Summary{
+					ExitCode: w.ExitCode, HardTimeout: w.HardTimeout, IOTimeout: w.IOTimeout,
+					InternalError: w.InternalError, InternalErrorReported: w.Reported, Session: cmp.Or(w.Session, job.Session),
+				}
 			}
 		case <-done:
 			done = nil

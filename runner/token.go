@@ -231,15 +231,22 @@ func (s *tokenServer) token(ctx context.Context, isID bool, account string, req 
 	return &tokenAnswer{AccessToken: c.token, Expiry: c.expiry}, nil
 }
 
-// botToken is the bearer token that the bot itself uses.
+// fleetToken begins every token of a skep server. It opens more than one task:
+// whoever has it can act as the bot.
+const fleetToken = "skep_"
+
+// botToken is the bearer token that the bot itself uses, if it is one that
+// others may have too: a token of the fleet is the bot's secret. decisions.md
+// 9 and 11.
 func (s *tokenServer) botToken(isID bool) *tokenAnswer {
 	if isID {
 		return &tokenAnswer{ErrorCode: codeNoIDForBot, ErrorMessage: "account bot has no ID tokens"}
 	}
 	for k, v := range s.headers() {
-		if token, ok := strings.CutPrefix(v, "Bearer "); ok && strings.EqualFold(k, "Authorization") {
+		token, ok := strings.CutPrefix(v, "Bearer ")
+		if ok && strings.EqualFold(k, "Authorization") && !strings.HasPrefix(token, fleetToken) {
 			return &tokenAnswer{AccessToken: token, Expiry: s.now().Add(botTokenLife).Unix()}
 		}
 	}
-	return &tokenAnswer{ErrorCode: codeNoOAuth, ErrorMessage: "the bot does not use OAuth"}
+	return &tokenAnswer{ErrorCode: codeNoOAuth, ErrorMessage: "the bot has no OAuth token that a task may use"}
 }

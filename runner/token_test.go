@@ -58,8 +58,10 @@ func TestTokenServer(t *testing.T) {
 	minted := 0
 	mint.f = func(path string, r *botapi.TokenRequest) (*botapi.TokenResponse, error) {
 		minted++
-		return &botapi.TokenResponse{ServiceAccount: "t@example.com", AccessToken: fmt.Sprintf("%s%v%d", path[len(path)-11:], r.Scopes, minted),
-			IDToken: fmt.Sprintf("id-%s-%d", r.Audience, minted), Expiry: now.Unix() + 3600}, nil
+		return &botapi.TokenResponse{
+			ServiceAccount: "t@example.com", AccessToken: fmt.Sprintf("%s%v%d", path[len(path)-11:], r.Scopes, minted),
+			IDToken: fmt.Sprintf("id-%s-%d", r.Audience, minted), Expiry: now.Unix() + 3600,
+		}, nil
 	}
 	const oauth = `{"account_id":"task","scopes":["b","a","b"],"secret":"SECRET"}`
 	for _, tt := range []struct{ name, method, body, want string }{
@@ -100,6 +102,18 @@ func TestTokenServer(t *testing.T) {
 	for _, c := range mint.calls {
 		if c.TaskID != "ab1" || c.AccountID != "task" {
 			t.Errorf("call %+v", c)
+		}
+	}
+}
+
+// TestATokenOfTheFleetStaysWithTheBot: a task with account bot must not get
+// what lets it act as the bot. decisions.md 9 and 11.
+func TestATokenOfTheFleetStaysWithTheBot(t *testing.T) {
+	for token, want := range map[string]int{"skep_0123_secret": codeNoOAuth, "ya29.other": 0} {
+		s := &tokenServer{now: time.Now, headers: func() map[string]string { return map[string]string{"Authorization": "Bearer " + token} }}
+		a := s.botToken(false)
+		if a.ErrorCode != want || (want != 0 && a.AccessToken != "") {
+			t.Errorf("%s: %+v", token, a)
 		}
 	}
 }

@@ -76,3 +76,18 @@ func (s *Scheduler) cancelChildren(ctx context.Context, t *skep.Task) {
 		}
 	}
 }
+
+// orphans cancels what cancelChildren did not get to: the server may have been
+// killed in between, or a child came in as its parent ended.
+func (s *Scheduler) orphans(ctx context.Context) error {
+	ids, err := s.store.Orphans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, _, err := s.Cancel(ctx, id, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}

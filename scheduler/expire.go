@@ -120,13 +120,19 @@ func (s *Scheduler) expire(ctx context.Context) (time.Time, error) {
 func (s *Scheduler) lostLoop(ctx context.Context) error {
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
 			return s.seen(context.WithoutCancel(ctx))
 		case <-tick.C:
 		}
-		for _, step := range []func(context.Context) error{s.beat, s.seen, s.missing, s.lost} {
+		steps := []func(context.Context) error{
+			func(ctx context.Context) error { return s.beat(ctx, false) }, s.seen, s.missing, s.lost,
+		}
+		if n%12 == 0 { // every minute; this net rarely catches anything
+			steps = append(steps, s.orphans)
+		}
+		for _, step := range steps {
 			if err := step(ctx); err != nil && ctx.Err() == nil {
 				s.o.Log.ErrorContext(ctx, "look after bots", "err", err)
 			}

@@ -149,6 +149,17 @@ func (f *fleet) drop(id skep.BotID) {
 	delete(f.bots, id)
 }
 
+// keep drops the bots that are not known, unless heard of since t.
+func (f *fleet) keep(known map[skep.BotID]bool, t time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, m := range f.bots {
+		if !known[id] && m.seen.Before(t) {
+			delete(f.bots, id)
+		}
+	}
+}
+
 // heard notes a contact at now and reports whether the store should learn of
 // it: at most every 20 s a bot. spec/scheduler.md §8.2.
 func (f *fleet) heard(id skep.BotID, now time.Time) (write bool) {

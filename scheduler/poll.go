@@ -34,6 +34,7 @@ type Poll struct {
 // kept: only polls change them. spec/scheduler.md §8.2.
 func (s *Scheduler) Connect(ctx context.Context, b *skep.Bot) error {
 	key := string(skep.EventConnected) + ":" + b.SessionID
+	s.queues.drop(b.ID) // nobody listens to what an earlier process asked
 	_, err := s.note(ctx, b, skep.EventConnected, key, "", true, nil)
 	return err
 }
@@ -318,6 +319,9 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 	if key != "" {
 		key = string(event) + ":" + key
 	}
+	if event == skep.EventShutdown || event == skep.EventRebooting {
+		s.queues.drop(b.ID)
+	}
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		lost = nil
 		old, err := tx.LockBot(b.ID)
@@ -330,6 +334,10 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 		}
 		if key != "" && old.LastEvent == key {
 			return nil
+		}
+		if b.SessionID != "" && old.SessionID != "" && b.SessionID != old.SessionID {
+			// An earlier process of the bot: it says nothing about the present one.
+			return tx.AddTaskEvent(b.ID, event, message, 0)
 		}
 		old.LastSeen = tx.Now
 		if event == skep.EventShutdown || event == skep.EventRebooting {

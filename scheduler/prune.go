@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/store"
 )
 
@@ -22,6 +23,9 @@ func (s *Scheduler) pruneLoop(ctx context.Context) error {
 		case <-tick.C:
 		}
 		s.queues.forget(s.o.Now())
+		if err := s.forgetBots(ctx); err != nil && ctx.Err() == nil {
+			s.o.Log.ErrorContext(ctx, "read bots", "err", err)
+		}
 		for more := true; more && ctx.Err() == nil; {
 			err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
 				more, err = tx.Prune(100)
@@ -35,4 +39,23 @@ func (s *Scheduler) pruneLoop(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// forgetBots drops from memory the bots that the store does not have any more.
+func (s *Scheduler) forgetBots(ctx context.Context) error {
+	begun := s.o.Now()
+	known := map[skep.BotID]bool{}
+	for after, more := skep.BotID(""), true; more; {
+		bots, err := s.store.BotsAfter(ctx, after, 1000)
+		if err != nil {
+			return err
+		}
+		for _, b := range bots {
+			known[b.ID] = true
+			after = b.ID
+		}
+		more = len(bots) == 1000
+	}
+	s.fleet.keep(known, begun)
+	return nil
 }

@@ -15,6 +15,7 @@ type queues struct {
 	mu   sync.Mutex
 	all  map[skep.QueueID]*queue
 	bots map[skep.BotID]*waiter // the one waiting poll of each bot
+	once map[*waiter]bool       // those of them that cannot wait
 	wake chan struct{}
 
 	closed bool // no poll waits any more
@@ -43,7 +44,7 @@ type waiter struct {
 }
 
 func newQueues() *queues {
-	return &queues{all: map[skep.QueueID]*queue{}, bots: map[skep.BotID]*waiter{}, wake: make(chan struct{}, 1)}
+	return &queues{all: map[skep.QueueID]*queue{}, bots: map[skep.BotID]*waiter{}, once: map[*waiter]bool{}, wake: make(chan struct{}, 1)}
 }
 
 func (qs *queues) kick() {
@@ -97,7 +98,7 @@ func (qs *queues) forget(now time.Time) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	for id, q := range qs.all {
-		if q.waiters = compact(q.waiters); q.Expires.Before(now) && q.fill == 0 && len(q.waiters) == 0 {
+		if q.waiters = compact(q.waiters); q.Expires.Before(now) && len(q.waiters) == 0 {
 			delete(qs.all, id)
 		}
 	}
@@ -130,10 +131,13 @@ func (qs *queues) enter(w *waiter) (work bool) {
 		}
 	}
 	qs.bots[w.bot.ID] = w
+	if w.once {
+		qs.once[w] = true
+	}
 	if work {
 		qs.kick()
 	}
-	if qs.closed {
+	if qs.closed && !w.heir {
 		w.reply <- Command{}
 		qs.end(w)
 	}
@@ -155,6 +159,7 @@ func (qs *queues) leave(w *waiter) (left bool) {
 
 func (qs *queues) end(w *waiter) {
 	w.gone = true
+	delete(qs.once, w)
 	if qs.bots[w.bot.ID] == w {
 		delete(qs.bots, w.bot.ID)
 	}
@@ -263,6 +268,7 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 		}
 		qs.end(w)
 	}
+	qs.endOnce()
 	if again || len(claims) > 0 {
 		for _, q := range qs.all {
 			if q.fill > 0 && len(q.waiters) > 0 {
@@ -273,13 +279,51 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 	}
 }
 
+// endOnce answers the polls that cannot wait and have no queue left to look
+// into: a round draws only the first polls of each queue, and it may have
+// emptied the queue that others were to look at.
+func (qs *queues) endOnce() {
+	if len(qs.once) == 0 {
+		return
+	}
+	hope := map[*waiter]bool{}
+	for _, q := range qs.all {
+		if q.fill > 0 {
+			for _, w := range q.waiters {
+				hope[w] = true
+			}
+		}
+	}
+	for w := range qs.once {
+		if w.gone {
+			delete(qs.once, w)
+		} else if !w.matching && !w.heir && !hope[w] {
+			w.reply <- Command{}
+			qs.end(w)
+		}
+	}
+}
+
+// drop ends the wait of a bot that is known not to listen any more.
+func (qs *queues) drop(bot skep.BotID) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if w := qs.bots[bot]; w != nil && !w.gone {
+		w.gone = true
+		delete(qs.bots, bot)
+		if !w.matching {
+			w.reply <- Command{}
+		}
+	}
+}
+
 // close answers all waits, those to come too, with nothing.
 func (qs *queues) close() {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	qs.closed = true
 	for _, w := range qs.bots {
-		if !w.gone && !w.matching {
+		if !w.gone && !w.matching && !w.heir {
 			w.reply <- Command{}
 			qs.end(w)
 		}

@@ -61,7 +61,8 @@ const resync = 5 * time.Second
 // Load reads the hints from the store: known bots, queues, and since when the
 // fleet has been served. It must return before the first call is served.
 func (s *Scheduler) Load(ctx context.Context) error {
-	if err := s.beat(ctx); err != nil {
+	// SQLite has one server: nobody was up while this one was not.
+	if err := s.beat(ctx, s.store.Engine() == "sqlite"); err != nil {
 		return err
 	}
 	for after := skep.BotID(""); ; {
@@ -114,7 +115,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 const heartbeatLife = 20 * time.Second
 
 // beat renews the heartbeat of the fleet and learns since when it has had one.
-func (s *Scheduler) beat(ctx context.Context) error {
+// first says that it surely begins now.
+func (s *Scheduler) beat(ctx context.Context, first bool) error {
 	var since time.Time
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		last, err := metaTime(ctx, tx, "heartbeat_us")
@@ -124,7 +126,7 @@ func (s *Scheduler) beat(ctx context.Context) error {
 		if since, err = metaTime(ctx, tx, "up_since_us"); err != nil {
 			return err
 		}
-		if since.IsZero() || tx.Now.Sub(last) > heartbeatLife {
+		if first || since.IsZero() || tx.Now.Sub(last) > heartbeatLife {
 			since = tx.Now
 			if err := tx.SetMeta("up_since_us", strconv.FormatInt(since.UnixMicro(), 10)); err != nil {
 				return err

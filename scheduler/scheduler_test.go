@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -418,6 +419,63 @@ func TestPriorityThenAge(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// A round draws only the first polls of a queue; those behind them that cannot
+// wait must not be forgotten.
+func TestPollsThatCannotWaitAreAnswered(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		var wg sync.WaitGroup
+		for i := range maxRound + 10 {
+			wg.Go(func() { w.poll(w.bot(fmt.Sprint("waits", i)), "k", 40*time.Second) })
+		}
+		synctest.Wait()
+		for i := range maxRound + 20 {
+			wg.Go(func() { w.poll(w.bot(fmt.Sprint("once", i)), "k", 0) })
+		}
+		w.submit(slice(time.Hour, true, "pool", "p"))
+		wg.Wait() // a poll without an answer would end the bubble as a deadlock
+	})
+}
+
+func TestOrphansAreCanceled(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		parent := w.submit(slice(time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b1"), "k", 0)
+		_, child, err := w.Submit(t.Context(), &skep.TaskRequest{
+			Name: "c", Priority: 100, Authenticated: "user:x", Parent: parent.ID.RunID(), Slices: []skep.Slice{slice(time.Hour, true, "pool", "q")},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The parent ends, and the server is killed before it gets to the children.
+		if err := w.store.Update(t.Context(), func(tx *store.Tx) error {
+			_, err := w.lose(tx, parent.ID, "b1")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if s := w.state(child); s != skep.Canceled {
+			t.Errorf("the child is %s", s)
+		}
+	})
+}
+
+func TestUnservedQueuesAreForgotten(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		for i := range 20 {
+			w.submit(slice(time.Minute, true, "pool", "p", "os", fmt.Sprint(i)))
+		}
+		time.Sleep(10 * time.Hour)
+		synctest.Wait()
+		w.queues.mu.Lock()
+		defer w.queues.mu.Unlock()
+		if n := len(w.queues.all); n != 0 {
+			t.Errorf("%d queues are kept", n)
 		}
 	})
 }

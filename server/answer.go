@@ -11,10 +11,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/api/prpc"
 )
 
 // httpStatus is the one table from kinds of errors to HTTP. Transient trouble must
@@ -26,9 +28,13 @@ var httpStatus = map[skep.Kind]int{
 	skep.Unauthenticated: http.StatusUnauthorized, skep.Exhausted: http.StatusTooManyRequests, skep.Unavailable: http.StatusServiceUnavailable,
 }
 
-// refuse writes an error as JSON. An unknown error is logged whole and told
-// as "internal error".
+// refuse writes an error, to an RPC as pRPC does and to others as JSON. An
+// unknown error is logged whole and told as "internal error".
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if strings.HasPrefix(r.URL.Path, prpc.Prefix) {
+		prpc.Refuse(w, err)
+		return
+	}
 	kind := skep.KindOf(err)
 	code, text := httpStatus[kind], err.Error()
 	switch tooBig, ok := errors.AsType[*http.MaxBytesError](err); {
@@ -54,6 +60,34 @@ const (
 	maxUpdate      = 8 << 20
 )
 
+// bodyPatience is how long a body may take to come in.
+const bodyPatience = time.Minute
+
+// timedBody lifts the deadline of reading once the body is in: the connection
+// is watched on, so that a wait ends when its caller goes.
+type timedBody struct {
+	io.ReadCloser
+	conn *http.ResponseController
+}
+
+func (b timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		_ = b.conn.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// limitBody gives the body of r a time limit, where the connection can have
+// one.
+func limitBody(w http.ResponseWriter, r *http.Request) {
+	conn := http.NewResponseController(w)
+	if r.Body == nil || r.Body == http.NoBody || conn.SetReadDeadline(time.Now().Add(bodyPatience)) != nil {
+		return
+	}
+	r.Body = timedBody{r.Body, conn}
+}
+
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // read decodes a JSON body of at most limit bytes into v, strictly as to its
@@ -69,7 +103,11 @@ func readWith(w http.ResponseWriter, r *http.Request, limit int64, use func(body
 	}
 	buf := buffers.Get().(*bytes.Buffer)
 	buf.Reset()
-	defer buffers.Put(buf)
+	defer func() {
+		if buf.Cap() <= maxDescription { // a large one is not worth keeping
+			buffers.Put(buf)
+		}
+	}()
 	if _, err := io.Copy(buf, http.MaxBytesReader(w, r.Body, limit)); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return err

@@ -83,26 +83,6 @@ func (st *botState) read(state []byte) error {
 	})
 }
 
-// withoutNUL drops the escapes of NUL from JSON: PostgreSQL cannot hold it.
-func withoutNUL(doc []byte) []byte {
-	if !bytes.Contains(doc, []byte(`\u0000`)) {
-		return doc
-	}
-	out := make([]byte, 0, len(doc))
-	for i := 0; i < len(doc); i++ {
-		switch {
-		case doc[i] != '\\':
-			out = append(out, doc[i])
-		case bytes.HasPrefix(doc[i:], []byte(`\u0000`)):
-			i += len(`\u0000`) - 1
-		default: // an escape, perhaps of a backslash
-			out = append(out, doc[i], doc[i+1])
-			i++
-		}
-	}
-	return out
-}
-
 // describe turns what a bot says of itself into its record. What is wrong with
 // it quarantines the bot instead of failing the call, so that it is seen.
 // spec scheduler.md §8.4.
@@ -136,7 +116,7 @@ func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attribu
 		faults = append(faults, "state is not a JSON object of the expected form")
 		b.State = json.RawMessage("{}")
 	} else {
-		b.State = withoutNUL(jsonscan.AppendCompact(make([]byte, 0, len(a.State)), a.State))
+		b.State = jsonscan.AppendCompact(make([]byte, 0, len(a.State)), a.State)
 	}
 	if a.Version == "" {
 		faults = append(faults, "version is missing")

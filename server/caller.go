@@ -147,13 +147,19 @@ func (ts *tokens) find(ctx context.Context, text string) (*store.Token, error) {
 	t, known := ts.byID[id]
 	age := ts.now().Sub(ts.loaded)
 	ts.mu.Unlock()
-	if age > tokensLife || (!known && age > time.Second/4) {
-		if err := ts.load(ctx); err != nil {
-			return nil, skep.Errorf(skep.Unavailable, "tokens cannot be read now: %w", err)
+	var err error
+	switch {
+	case age > tokensLife:
+		if err = ts.load(ctx); err == nil {
+			ts.mu.Lock()
+			t, known = ts.byID[id]
+			ts.mu.Unlock()
 		}
-		ts.mu.Lock()
-		t, known = ts.byID[id]
-		ts.mu.Unlock()
+	case !known: // perhaps it was made just now
+		t, known, err = ts.store.Token(ctx, id)
+	}
+	if err != nil {
+		return nil, skep.Errorf(skep.Unavailable, "tokens cannot be read now: %w", err)
 	}
 	hash := sha256.Sum256([]byte(text))
 	if !known || subtle.ConstantTimeCompare(hash[:], t.Hash) != 1 {

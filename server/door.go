@@ -65,7 +65,7 @@ func withPort(host string, tls bool) string {
 func (s *Server) hostOf(r *http.Request) string {
 	if len(s.o.URLs) > 0 {
 		for _, raw := range s.o.URLs {
-			if u, err := url.Parse(raw); err == nil && sameHost(u.Host, r.Host) {
+			if u, err := url.Parse(raw); err == nil && sameHost(withPort(u.Host, u.Scheme == "https"), withPort(r.Host, u.Scheme == "https")) {
 				return raw
 			}
 		}

@@ -17,7 +17,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/dynamicpb"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/api/prpc"
+	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/client"
 )
 
 // exchange is one recorded request of an existing bot or client.
@@ -337,6 +341,119 @@ func TestDoor(t *testing.T) {
 				t.Errorf("got %d %v, want %d", code, ans, c.code)
 			}
 		})
+	}
+}
+
+// TestRefusalsOfRPCsArePRPC: an answer without its code header is none to a
+// client. Nobody without a token makes the server read a body.
+func TestRefusalsOfRPCsArePRPC(t *testing.T) {
+	f := serve(t, func(o *Options) { o.Open = false })
+	call := func(header ...string) *http.Response {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+"/prpc/swarming.v2.Tasks/GetResult", strings.NewReader("not a message"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			if header[i] == "Host" {
+				req.Host = header[i+1]
+			}
+			req.Header.Set(header[i], header[i+1])
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { res.Body.Close() })
+		return res
+	}
+	for _, c := range []struct {
+		name   string
+		header []string
+		http   int
+		code   string
+	}{
+		{"no token", nil, 401, "16"},
+		{"unknown token", []string{"Authorization", "Bearer x"}, 401, "16"},
+		{"foreign host", []string{"Host", "evil.example"}, 403, "7"},
+	} {
+		if res := call(c.header...); res.StatusCode != c.http || res.Header.Get("X-Prpc-Grpc-Code") != c.code {
+			t.Errorf("%s: %d, code %q", c.name, res.StatusCode, res.Header.Get("X-Prpc-Grpc-Code"))
+		}
+	}
+}
+
+// TestScopes: what each scope may do. decisions.md 9.
+func TestScopes(t *testing.T) {
+	f := serve(t, func(o *Options) { o.Open = false })
+	tokens := map[string]string{}
+	for _, n := range []NewToken{
+		{Name: "root", Scope: ScopeAdmin}, {Name: "ann", Scope: ScopeUser}, {Name: "bob", Scope: ScopeUser}, {Name: "lab", Scope: ScopeBot, Bots: []string{"lab1-*"}},
+	} {
+		text, _, err := CreateToken(t.Context(), f.store, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens[n.Name] = text
+	}
+	if _, _, err := CreateToken(t.Context(), f.store, NewToken{Name: "ann", Scope: ScopeUser}); skep.KindOf(err) != skep.Conflict {
+		t.Errorf("a second ann: %v", err)
+	}
+	as := func(name string) *client.Client {
+		c, err := client.New(client.Options{Server: f.url, Token: tokens[name], Retry: prpc.Retry{Times: -1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	made, err := as("ann").NewTask(t.Context(), task("t"))
+	if err != nil || made.Request.Authenticated != "user:ann" {
+		t.Fatalf("a user makes a task: %v %v", made, err)
+	}
+	if _, err := as("bob").GetResult(t.Context(), &pb.TaskIdWithPerfRequest{TaskId: made.TaskId}); err != nil {
+		t.Errorf("a user reads: %v", err)
+	}
+	if _, err := as("bob").CancelTask(t.Context(), &pb.TaskCancelRequest{TaskId: made.TaskId}); skep.KindOf(err) != skep.Denied {
+		t.Errorf("a user cancels another's task: %v", err)
+	}
+	if _, err := as("ann").DeleteBot(t.Context(), &pb.BotRequest{BotId: "x"}); skep.KindOf(err) != skep.Denied {
+		t.Errorf("a user deletes a bot: %v", err)
+	}
+	if _, err := as("lab").NewTask(t.Context(), task("t")); skep.KindOf(err) != skep.Denied {
+		t.Errorf("a bot makes a task: %v", err)
+	}
+	shake := func(token, id string) int {
+		code, _ := f.post(botapi.PathHandshake, map[string]any{"dimensions": map[string]any{"id": []string{id}}, "state": map[string]any{}, "version": "v"},
+			"Authorization", "Bearer "+token)
+		return code
+	}
+	for _, c := range []struct {
+		token, id string
+		code      int
+	}{
+		{tokens["lab"], "lab1-3", 200}, {tokens["lab"], "lab2-1", 403}, {tokens["ann"], "lab1-3", 403}, {"nothing", "lab1-3", 401}, {tokens["root"], "any", 200},
+	} {
+		if got := shake(c.token, c.id); got != c.code {
+			t.Errorf("bot %s: %d, want %d", c.id, got, c.code)
+		}
+	}
+	if c, err := as("ann").CancelTask(t.Context(), &pb.TaskCancelRequest{TaskId: made.TaskId}); err != nil || !c.Canceled {
+		t.Errorf("a user cancels her own task: %v %v", c, err)
+	}
+}
+
+// TestWhatWouldBeLostIsRefused: nothing that is asked for is dropped silently.
+func TestWhatWouldBeLostIsRefused(t *testing.T) {
+	f := serve(t, nil)
+	for name, change := range map[string]func(*pb.NewTaskRequest){
+		"outputs":  func(r *pb.NewTaskRequest) { r.TaskSlices[0].Properties.Outputs = []string{"x"} },
+		"pubsub":   func(r *pb.NewTaskRequest) { r.PubsubTopic = "projects/abcdef/topics/topic" },
+		"resultdb": func(r *pb.NewTaskRequest) { r.Resultdb = &pb.ResultDBCfg{Enable: true} },
+	} {
+		req := task("t")
+		change(req)
+		if _, err := f.client.NewTask(t.Context(), req); skep.KindOf(err) != skep.Precondition || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -70,7 +70,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if s.cursors, err = newCursors(key); err != nil {
 		return nil, err
 	}
-	s.rpc = prpc.NewServer(prpc.Options{Log: o.Log, Before: s.before, Compress: prpc.CompressNotJSON})
+	// The largest valid request is a NewTask with 8 slices at all their limits.
+	const maxRPC = 16 << 20
+	s.rpc = prpc.NewServer(prpc.Options{Log: o.Log, Before: s.before, Compress: prpc.CompressNotJSON, MaxRequest: maxRPC})
 	if err := s.register(); err != nil {
 		return nil, fmt.Errorf("register services: %w", err)
 	}
@@ -143,6 +145,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
+	limitBody(w, r)
 	s.mux.ServeHTTP(w, r)
 }
 

@@ -6,14 +6,20 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 )
 
-// before lets a call in; each method decides for itself what its caller may
-// do.
-func (s *Server) before(ctx context.Context) (context.Context, error) { return ctx, nil }
+// before refuses callers who may do nothing before their body is read; for the
+// others each method decides.
+func (s *Server) before(ctx context.Context) (context.Context, error) {
+	if c := callerOf(ctx); c.scope == "" {
+		return ctx, skep.Errorf(skep.Unauthenticated, "this server wants a token (SKEP_TOKEN)")
+	}
+	return ctx, nil
+}
 
 // register fills the RPC surface. A method without a handler does not start.
 func (s *Server) register() error {

@@ -40,8 +40,8 @@ func (s *Server) newTask(ctx context.Context, req *pb.NewTaskRequest) (*pb.TaskR
 	if r.Priority < topPriority && must(ctx, permHighPrio) != nil {
 		r.Priority = topPriority
 	}
-	if r.ResultDB {
-		return nil, skep.Errorf(skep.Precondition, "ResultDB is not configured on this server; send the task without resultdb.enable")
+	if err := s.cannot(r); err != nil {
+		return nil, err
 	}
 	r.Tags = api.AutoTags(r, "none", "none")
 	if req.EvaluateOnly {
@@ -73,5 +73,22 @@ func (s *Server) adopt(ctx context.Context, r *skep.TaskRequest) error {
 		return skep.Errorf(skep.Precondition, "parent_task_id: task %s has ended (%s)", r.Parent, task.State)
 	}
 	r.User = parent.User
+	return nil
+}
+
+// cannot refuses what would be dropped silently.
+func (s *Server) cannot(r *skep.TaskRequest) error {
+	refuse := func(format string, args ...any) error { return skep.Errorf(skep.Precondition, format, args...) }
+	switch {
+	case r.ResultDB:
+		return refuse("resultdb.enable: ResultDB is not configured on this server; send the task without it")
+	case r.PubSubTopic != "":
+		return refuse("pubsub_topic: this server sends no notifications; send the task without it")
+	}
+	for i, sl := range r.Slices {
+		if len(sl.Properties.Outputs) > 0 {
+			return refuse("task_slices[%d].properties.outputs: this server has no content-addressed storage yet, outputs would be lost; print what matters", i)
+		}
+	}
 	return nil
 }

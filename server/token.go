@@ -57,6 +57,16 @@ func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id str
 		if n.Life > 0 {
 			t.ExpiresAt = tx.Now.Add(n.Life)
 		}
+		all, err := tx.Tokens(ctx)
+		if err != nil {
+			return err
+		}
+		for _, o := range all { // the name is the identity: it belongs to one
+			valid := o.RevokedAt.IsZero() && (o.ExpiresAt.IsZero() || tx.Now.Before(o.ExpiresAt))
+			if valid && o.Name == n.Name && (o.Scope == ScopeBot) == (n.Scope == ScopeBot) {
+				return skep.Errorf(skep.Conflict, "token %s has the name %s already; choose another, or revoke that one first", o.ID, n.Name)
+			}
+		}
 		return tx.AddToken(t)
 	})
 	return text, id, err

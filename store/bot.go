@@ -129,6 +129,10 @@ func (tx *Tx) SaveBot(b *skep.Bot) error {
 
 // snapshot stores a bot's dimensions and state for what refers to them, sets
 // its DimensionsKey, and returns the number that names the pair.
+//
+// State differs at every contact, as it holds running times. So one snapshot
+// serves a bot for a day, as long as its dimensions stay: it is overwritten,
+// and the events of that day show the last state.
 func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
 	var err error
 	if b.DimensionsKey, err = tx.dimensionSet(b.Dimensions); err != nil {
@@ -138,9 +142,9 @@ func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
 	if state == "" {
 		state = "{}"
 	}
-	id := contentID(strconv.FormatInt(b.DimensionsKey, 36), state)
+	id := contentID(string(b.ID), tx.Now.Format(time.DateOnly), strconv.FormatInt(b.DimensionsKey, 36))
 	err = tx.write(`INSERT INTO bot_snapshots (id, dims, state, used_us) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (id) DO UPDATE SET used_us = excluded.used_us WHERE bot_snapshots.used_us < excluded.used_us - 86400000000`,
+		ON CONFLICT (id) DO UPDATE SET state = excluded.state, used_us = excluded.used_us`,
 		id, b.DimensionsKey, state, micros(tx.Now))
 	if err != nil {
 		return 0, fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)

@@ -143,6 +143,9 @@ type pgRows struct {
 	batch pgx.BatchResults // nil when there is none
 }
 
+// Err says why there are no more rows, nil after the last.
+func (r *pgRows) Err() error { return away(r.Rows.Err()) }
+
 // Close ends the answer.
 func (r *pgRows) Close() error {
 	r.Rows.Close()
@@ -164,7 +167,7 @@ func (r pgReads) query(ctx context.Context, text string, args ...any) (rows, err
 	}
 	rs, err := r.pool.Query(ctx, text, args...)
 	if err != nil {
-		return nil, err
+		return nil, away(err)
 	}
 	return &pgRows{Rows: rs}, nil
 }

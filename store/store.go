@@ -61,10 +61,6 @@ type Store struct {
 // Options of Open. Zero values mean the defaults given here.
 type Options struct {
 	Now func() time.Time // stamps of rows; default time.Now
-
-	// Guest opens a SQLite file beside the server that owns it, for a short
-	// visit that touches nothing a server keeps in memory for long: tokens.
-	Guest bool
 }
 
 // Open opens the database at dsn, "postgres://…" or the path of a SQLite file
@@ -79,7 +75,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
 		err = s.openPostgres(ctx, dsn)
 	} else {
-		err = s.openSQLite(dsn, o.Guest)
+		err = s.openSQLite(dsn)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.closePools())
@@ -128,17 +124,15 @@ func redact(err error) error {
 const sqlitePragmas = "_pragma=busy_timeout(5000)&_pragma=journal_mode(wal)&_pragma=foreign_keys(1)" +
 	"&_pragma=synchronous(full)&_pragma=cache_size(-16384)&_pragma=wal_autocheckpoint(4000)"
 
-func (s *Store) openSQLite(path string, guest bool) error {
+func (s *Store) openSQLite(path string) error {
 	s.dialect = sqlite
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	if !guest {
-		if err := s.own(path); err != nil {
-			return err
-		}
-		s.looks.bots = map[skep.BotID]BotLook{}
+	if err := s.own(path); err != nil {
+		return err
 	}
+	s.looks.bots = map[skep.BotID]BotLook{}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)

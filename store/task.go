@@ -420,7 +420,20 @@ func (r reads) RunningTasks(ctx context.Context) ([]*skep.Task, error) {
 
 // Children returns the unfinished tasks whose parent is id.
 func (r reads) Children(ctx context.Context, id skep.TaskID) ([]skep.TaskID, error) {
-	rows, err := r.q.query(ctx, `SELECT id FROM tasks WHERE parent = $1 AND parent <> 0 AND state IN (16, 32)`, id)
+	return r.taskIDs(ctx, `SELECT id FROM tasks WHERE parent = $1 AND parent <> 0 AND state IN (16, 32)`, id)
+}
+
+// Orphans returns the unfinished tasks, not being stopped, whose parent has
+// ended or is being stopped.
+func (r reads) Orphans(ctx context.Context) ([]skep.TaskID, error) {
+	return r.taskIDs(ctx, `SELECT c.id FROM tasks c JOIN tasks p ON p.id = c.parent
+			WHERE c.state = 16 AND c.parent <> 0 AND c.killing = 0 AND (p.state NOT IN (16, 32) OR p.killing = 1)
+		UNION ALL SELECT c.id FROM tasks c JOIN tasks p ON p.id = c.parent
+			WHERE c.state = 32 AND c.parent <> 0 AND (p.state NOT IN (16, 32) OR p.killing = 1)`)
+}
+
+func (r reads) taskIDs(ctx context.Context, query string, args ...any) ([]skep.TaskID, error) {
+	rows, err := r.q.query(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -43,27 +43,49 @@ func (tx *Tx) RevokeToken(id string) error {
 	return nil
 }
 
+const tokenColumns = `id, hash, name, scope, bots, created_us, expires_us, revoked_us`
+
+func scanToken(row scanner) (t Token, err error) {
+	var (
+		bots                      string
+		created, expires, revoked int64
+	)
+	if err := row.Scan(&t.ID, &t.Hash, &t.Name, &t.Scope, &bots, &created, &expires, &revoked); err != nil {
+		return t, err
+	}
+	if bots != "" {
+		t.Bots = strings.Split(bots, "\n")
+	}
+	t.CreatedAt, t.ExpiresAt, t.RevokedAt = instant(created), instant(expires), instant(revoked)
+	return t, nil
+}
+
 // Tokens returns all tokens, oldest first, revoked and expired ones included.
 func (r reads) Tokens(ctx context.Context) ([]Token, error) {
-	rows, err := r.q.query(ctx, `SELECT id, hash, name, scope, bots, created_us, expires_us, revoked_us FROM tokens ORDER BY created_us, id`)
+	return r.tokens(ctx, `SELECT `+tokenColumns+` FROM tokens ORDER BY created_us, id`)
+}
+
+// Token returns the token with this id, found false when there is none.
+func (r reads) Token(ctx context.Context, id string) (t Token, found bool, err error) {
+	ts, err := r.tokens(ctx, `SELECT `+tokenColumns+` FROM tokens WHERE id = $1`, id)
+	if err != nil || len(ts) == 0 {
+		return Token{}, false, err
+	}
+	return ts[0], true, nil
+}
+
+func (r reads) tokens(ctx context.Context, query string, args ...any) ([]Token, error) {
+	rows, err := r.q.query(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read tokens: %w", err)
 	}
 	defer rows.Close()
 	var out []Token
 	for rows.Next() {
-		var (
-			t                         Token
-			bots                      string
-			created, expires, revoked int64
-		)
-		if err := rows.Scan(&t.ID, &t.Hash, &t.Name, &t.Scope, &bots, &created, &expires, &revoked); err != nil {
+		t, err := scanToken(rows)
+		if err != nil {
 			return nil, fmt.Errorf("read tokens: %w", err)
 		}
-		if bots != "" {
-			t.Bots = strings.Split(bots, "\n")
-		}
-		t.CreatedAt, t.ExpiresAt, t.RevokedAt = instant(created), instant(expires), instant(revoked)
 		out = append(out, t)
 	}
 	return out, rows.Err()

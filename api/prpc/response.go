@@ -62,6 +62,10 @@ func refuse(c code.Code, format string, args ...any) *failure {
 	return &failure{code: c, text: plainText(fmt.Sprintf(format, args...))}
 }
 
+// Refuse answers a call that never reached a Server, as one would: for what
+// stands in front of it.
+func Refuse(w http.ResponseWriter, err error) { failed(err).write(w, Binary) }
+
 // failed makes a failure of what a handler returned.
 func failed(err error) *failure { return failedAs(StatusOf(err), err) }
 

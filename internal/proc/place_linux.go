@@ -52,7 +52,7 @@ func try(m Method) error {
 	if err != nil {
 		return err
 	}
-	defer pl.Remove()
+	defer func() { _ = pl.Remove() }()
 	if m == MethodSubreaper {
 		return nil
 	}
@@ -175,7 +175,7 @@ func (pl *Place) startHere(c *Cmd) (*Process, error) {
 				*to.list = append(*to.list, fd)
 			}
 		}
-	case MethodPIDNS, MethodSubreaper:
+	default: // nothing to join
 	}
 	if pl.Method == MethodPIDNS || pl.Hidden {
 		c.clone |= unix.CLONE_NEWPID | unix.CLONE_NEWNS
@@ -196,7 +196,7 @@ func (pl *Place) Kill(limit time.Duration) error {
 		err = kill2(pl.Dirs[0], end)
 	case MethodCgroup1:
 		err = kill1(pl.Dirs, end)
-	case MethodPIDNS, MethodSubreaper:
+	default: // PID 1's end, or the sweep, does it
 	}
 	return errors.Join(err, pl.sweep(end))
 }

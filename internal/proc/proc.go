@@ -93,7 +93,7 @@ type Process struct {
 	mu     sync.Mutex // held while the pid is used and while it is given up
 	reaped bool
 	outer  *Process    // PID 1 of its namespace, which answers for it (Linux)
-	handle *os.Process // where pids alone are not enough (Windows)
+	handle *os.Process //nolint:unused // Windows, where a pid is not enough
 }
 
 // Done is closed when the process has ended and was waited for.

@@ -277,9 +277,12 @@ func TestParseCgroups(t *testing.T) {
 		want              cgroups
 	}{
 		{"unified", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "0::/user.slice/a.service\n", cgroups{unified: "/sys/fs/cgroup/user.slice/a.service"}},
-		{"hybrid", "1 2 0:1 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n" +
-			"3 2 0:2 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n4 2 0:3 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids",
-			"9:name=systemd:/\n8:pids:/x\n6:freezer:/\n0::/\n", cgroups{unified: "/sys/fs/cgroup/unified", freezer: "/sys/fs/cgroup/freezer", pids: "/sys/fs/cgroup/pids/x"}},
+		{
+			"hybrid", "1 2 0:1 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n" +
+				"3 2 0:2 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n4 2 0:3 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids",
+			"9:name=systemd:/\n8:pids:/x\n6:freezer:/\n0::/\n",
+			cgroups{unified: "/sys/fs/cgroup/unified", freezer: "/sys/fs/cgroup/freezer", pids: "/sys/fs/cgroup/pids/x"},
+		},
 		{"container: a part is mounted", "1 2 0:1 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw", "0::/docker/abc/sub\n", cgroups{unified: "/sys/fs/cgroup/sub"}},
 		{"we are outside of what is mounted", "1 2 0:1 /a /cg rw - cgroup2 cgroup rw", "0::/b\n", cgroups{unified: "/cg"}},
 		{"joined controllers and escapes", `1 2 0:1 / /my\040cg rw - cgroup cgroup rw,cpu,freezer`, "2:cpu,freezer:/t\n", cgroups{freezer: "/my cg/t"}},

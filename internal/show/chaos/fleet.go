@@ -66,6 +66,7 @@ type fleet struct {
 
 	begun  time.Time       // when everything was up first
 	places map[string]bool // cgroups that were seen; used by one goroutine
+	struck map[strike]bool // strikes whose During was done
 	kills  []kill
 }
 
@@ -97,7 +98,7 @@ func newFleet(root string, f form, prog programs, rng *rand.Rand) (*fleet, error
 	if err := os.Chmod(root, 0o755); err != nil { // tasks may be other users
 		return nil, err
 	}
-	fl := &fleet{root: root, form: f, prog: prog, rng: rng, places: map[string]bool{}}
+	fl := &fleet{root: root, form: f, prog: prog, rng: rng, places: map[string]bool{}, struck: map[strike]bool{}}
 	port, err := freePort(rng)
 	if err != nil {
 		return nil, err
@@ -369,7 +370,7 @@ func (fl *fleet) gather(ctx context.Context) (*evidence, error) {
 	defer cancel()
 	e := &evidence{
 		Tasks: fl.form.Tasks, Acked: fl.acknowledged(), Refused: fl.tasks.refused, Streams: fl.readers.streams,
-		Results: map[string]result{}, Outputs: map[string][]byte{}, Kills: fl.kills, Plan: fl.form.Plan, Phases: fl.form.Phases,
+		Results: map[string]result{}, Outputs: map[string][]byte{}, Kills: fl.kills, Plan: fl.form.all(), Phases: fl.form.Phases,
 	}
 	for ids := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(e.Acked))), batch) {
 		ans, err := fl.client.BatchGetResult(ctx, &pb.BatchGetResultRequest{TaskIds: ids})

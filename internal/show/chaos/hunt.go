@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -86,58 +85,124 @@ var errNoMoment = errors.New("the moment did not come")
 // strike waits for the moment, kills, and looks whether it was that moment. It
 // returns false when it has to be done again.
 func (fl *fleet) strike(ctx context.Context, i int, s strike) (bool, error) {
-	if s.Phase == phaseSubmit {
+	switch {
+	case s.Phase == phaseSubmit:
 		return fl.strikeSubmit(ctx, i, s.Victim)
+	case s.Victim.onBot():
+		return fl.strikeBot(ctx, s, momentPatience)
+	default:
+		return fl.strikeServer(ctx, s)
 	}
-	b, see, err := fl.moment(ctx, s)
+}
+
+// strikeBot kills a bot or one of its helpers.
+func (fl *fleet) strikeBot(ctx context.Context, s strike, patience time.Duration) (bool, error) {
+	b, see, err := fl.moment(ctx, s, patience)
 	if err != nil {
 		return false, err
 	}
 	k := kill{Victim: s.Victim, Bot: b.id, Run: see.Run}
 	var after []sight
-	afterwards := func() {
-		after, err = fl.look()
-	}
-	switch s.Victim {
-	case victimBot:
-		k.Gone, err = fl.killBot(b, &k, afterwards)
-	case victimRunner, victimIsolated:
-		err = fl.killHelper(b, &k, afterwards)
-	case victimServer:
-		k.PID, k.At, err = fl.server.kill(afterwards)
-	case victimUp:
-		bots := fl.pids()
-		k.PID, k.At, err = fl.server.kill(afterwards)
-		if err == nil && fl.ready(ctx, 30*time.Second) == nil && !slices.Equal(bots, fl.pids()) {
-			k.Orphans = fmt.Sprintf("bots were %v, are %v", bots, fl.pids())
-		}
-	case victimDatabase:
-		k.PID, k.At, err = fl.database.kill(afterwards)
+	var lookErr error
+	look := func() { after, lookErr = fl.look() }
+	if s.Victim == victimBot {
+		k.Gone, err = fl.killBot(b, &k, look)
+	} else {
+		err = fl.killHelper(b, &k, look)
 	}
 	if err != nil {
 		return false, nil //nolint:nilerr // the victim had just ended, the moment is over
+	}
+	if lookErr != nil {
+		return false, lookErr
 	}
 	if then := fl.sightOf(after, b); then.phase() == s.Phase && then.Run == see.Run {
 		k.Phase = s.Phase
 	} else if s.Victim.isHelper() && then.Run == "" && fl.ledger.said(see.Run) == see.Said {
 		k.Phase = s.Phase // the bot has tidied up already
 	}
-	if !s.Victim.onBot() {
-		k.Caught, k.Bot, k.Run = map[phase]int{}, "", ""
-		for _, x := range after {
-			if p := x.phase(); p != phaseNone {
-				k.Caught[p]++
-			}
-		}
-		if err := fl.ready(ctx, 30*time.Second); err != nil {
-			return false, err
-		}
-	}
 	if k.Phase == phaseFinal && !fl.confirm(ctx, see.Run, k.At) {
 		k.Phase = phaseNone
 	}
 	fl.kills = append(fl.kills, k)
 	return k.Phase == s.Phase, nil
+}
+
+// strikeServer kills the server, the database, or skep up. It comes back after
+// at most maxDown; a strike of the plan may fall into that time.
+func (fl *fleet) strikeServer(ctx context.Context, s strike) (bool, error) {
+	b, see, err := fl.moment(ctx, s, momentPatience)
+	if err != nil {
+		return false, err
+	}
+	keep := fl.server
+	if s.Victim == victimDatabase {
+		keep = fl.database
+	}
+	k := kill{Victim: s.Victim, Caught: map[phase]int{}}
+	during, both := fl.form.During[s]
+	both = both && !fl.struck[s]
+	struck := !both
+	down := time.Duration(fl.rng.Int64N(int64(maxDown)))
+	bots := fl.pids()
+	var lookErr error
+	k.PID, k.At, err = keep.kill(func() {
+		var after []sight
+		if after, lookErr = fl.look(); lookErr != nil {
+			return
+		}
+		if then := fl.sightOf(after, b); then.phase() == s.Phase && then.Run == see.Run {
+			k.Phase = s.Phase
+		}
+		k.catch(after)
+		if both {
+			struck, _ = fl.strikeBot(ctx, during, maxDown) // without a server the moment may not come
+		}
+		time.Sleep(down)
+	})
+	if err != nil {
+		return false, nil //nolint:nilerr // the victim had just ended, the moment is over
+	}
+	if err := errors.Join(lookErr, fl.ready(ctx, 30*time.Second)); err != nil {
+		return false, err
+	}
+	if s.Victim == victimUp {
+		k.Orphans = orphans(bots, fl.pids())
+	}
+	if k.Phase == phaseFinal && !fl.confirm(ctx, see.Run, k.At) {
+		k.Phase = phaseNone
+	}
+	fl.kills = append(fl.kills, k)
+	fl.struck[s] = true
+	for try := 0; !struck && try < tries; try++ {
+		if struck, err = fl.strikeBot(ctx, during, momentPatience); err != nil {
+			return false, err
+		}
+	}
+	return k.Phase == s.Phase, nil
+}
+
+// maxDown is how long a server that was killed stays away at most.
+const maxDown = time.Second
+
+// catch notes in which phases bots were.
+func (k *kill) catch(all []sight) {
+	for _, x := range all {
+		if p := x.phase(); p != phaseNone {
+			k.Caught[p]++
+		}
+	}
+}
+
+// orphans says which bots are other processes now, "" for none. Those that did
+// not run before do not count.
+func orphans(before, after []int) string {
+	for i, pid := range before {
+		if pid != 0 && after[i] != pid {
+			return fmt.Sprintf("bots were %v, are %v", before, after)
+		}
+	}
+	return ""
 }
 
 func (fl *fleet) sightOf(all []sight, b *member) sight {
@@ -183,8 +248,8 @@ const longPatience = 5 * time.Second
 
 // moment waits until some bot is in the strike's phase and returns it. A bot
 // is best killed while it runs a long task.
-func (fl *fleet) moment(ctx context.Context, s strike) (*member, sight, error) {
-	ctx, cancel := context.WithTimeout(ctx, momentPatience)
+func (fl *fleet) moment(ctx context.Context, s strike, patience time.Duration) (*member, sight, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	choosy := s.Victim == victimBot && s.Phase == phaseOutput
 	for begun := time.Now(); ; {
@@ -235,16 +300,14 @@ func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error
 	}); err != nil || lookErr != nil {
 		return false, errors.Join(err, lookErr)
 	}
-	for _, x := range after {
-		if p := x.phase(); p != phaseNone {
-			k.Caught[p]++
-		}
-	}
+	k.catch(after)
 	if err := fl.ready(ctx, 30*time.Second); err != nil {
 		return false, err
 	}
+	// Calls were under way just before; those of a dead server fail at once,
+	// those of a dead database may wait.
 	k.Pending = int(fl.tasks.failed.Load() - failed)
-	if pending > 0 {
+	if pending > 0 || k.Pending > 0 {
 		k.Phase = phaseSubmit
 	}
 	fl.kills = append(fl.kills, k)

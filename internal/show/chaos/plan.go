@@ -20,6 +20,10 @@ type form struct {
 	Patience    time.Duration // until all tasks must have ended
 	Plan        []strike      // in the order in which they are done
 	Phases      []phase       // which must all be hit
+
+	// During names for a strike on a server one on a bot that falls into the
+	// time in which the server is away.
+	During map[strike]strike
 }
 
 // longForm is what the issue asks for: five kills of the server and ten of
@@ -38,7 +42,8 @@ func longForm(engine string, rng *rand.Rand) form {
 		{victimIsolated, phaseOutput},
 		{victimIsolated, phaseOutput},
 	}
-	for p, n := range map[phase]int{phaseClaim: 2, phaseStart: 3, phaseOutput: 3, phaseFinal: 2} {
+	f.During = map[strike]strike{{victimServer, phaseOutput}: {victimBot, phaseOutput}}
+	for p, n := range map[phase]int{phaseClaim: 2, phaseStart: 3, phaseOutput: 2, phaseFinal: 2} {
 		for range n {
 			rest = append(rest, strike{victimBot, p})
 		}
@@ -62,6 +67,17 @@ func shortForm(engine string, rng *rand.Rand) form {
 	}
 	f.Plan = append(first, shuffled(rest, rng)...)
 	return f
+}
+
+// all returns every strike that is to be done.
+func (f form) all() []strike {
+	out := slices.Clone(f.Plan)
+	for _, s := range f.Plan {
+		if d, ok := f.During[s]; ok {
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // shuffled mixes strikes. Equal seeds give equal orders.
