@@ -25,12 +25,3 @@ type spread struct {
 }
 
 func spreadOf(vs []float64) spread { return spread{quantile(vs, 0.5), quantile(vs, 0.99)} }
-
-// millis returns durations in milliseconds.
-func millis(ds []time.Duration) []float64 {
-	out := make([]float64, len(ds))
-	for i, d := range ds {
-		out[i] = ms(d)
-	}
-	return out
-}

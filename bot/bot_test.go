@@ -22,20 +22,48 @@ func TestTraces(t *testing.T) {
 		end   func(*fixture) // after 5 minutes; nil = the server ends it
 		want  string
 	}{
-		{"A.1 one task", []string{sleep1, runAnswer, sleep1}, func(f *fixture) { f.Drain("test") },
-			"handshake poll bot_shutdown"},
-		{"A.2 termination", []string{`{"cmd":"terminate","task_id":"5a00000000000111"}`}, nil,
-			"handshake poll task_update bot_shutdown"},
-		{"stopped while idle", []string{sleep1}, func(f *fixture) { f.Stop("test") },
-			"handshake poll bot_shutdown"},
-		{"an unknown command is told once and survived", []string{`{"cmd":"dance"}`, sleep1}, func(f *fixture) { f.Drain("test") },
-			"handshake poll bot_error poll bot_shutdown"},
-		{"update is told once and survived", []string{`{"cmd":"update","version":"abc"}`}, func(f *fixture) { f.Drain("test") },
-			"handshake poll bot_error poll bot_shutdown"},
-		{"a reboot that is not allowed", []string{`{"cmd":"host_reboot","message":"old"}`, sleep1}, func(f *fixture) { f.Drain("test") },
-			"handshake poll bot_error poll bot_shutdown"},
-		{"a malformed manifest is a task error", []string{`{"cmd":"run","manifest":{"task_id":"5a1","command":7}}`, sleep1}, func(f *fixture) { f.Drain("test") },
-			"handshake poll task_error bot_error poll bot_shutdown"},
+		{
+			"A.1 one task",
+			[]string{sleep1, runAnswer, sleep1},
+			func(f *fixture) { f.Drain("test") },
+			"handshake poll bot_shutdown",
+		},
+		{
+			"A.2 termination",
+			[]string{`{"cmd":"terminate","task_id":"5a00000000000111"}`},
+			nil,
+			"handshake poll task_update bot_shutdown",
+		},
+		{
+			"stopped while idle",
+			[]string{sleep1},
+			func(f *fixture) { f.Stop("test") },
+			"handshake poll bot_shutdown",
+		},
+		{
+			"an unknown command is told once and survived",
+			[]string{`{"cmd":"dance"}`, sleep1},
+			func(f *fixture) { f.Drain("test") },
+			"handshake poll bot_error poll bot_shutdown",
+		},
+		{
+			"update is told once and survived",
+			[]string{`{"cmd":"update","version":"abc"}`},
+			func(f *fixture) { f.Drain("test") },
+			"handshake poll bot_error poll bot_shutdown",
+		},
+		{
+			"a reboot that is not allowed",
+			[]string{`{"cmd":"host_reboot","message":"old"}`, sleep1},
+			func(f *fixture) { f.Drain("test") },
+			"handshake poll bot_error poll bot_shutdown",
+		},
+		{
+			"a malformed manifest is a task error",
+			[]string{`{"cmd":"run","manifest":{"task_id":"5a1","command":7}}`, sleep1},
+			func(f *fixture) { f.Drain("test") },
+			"handshake poll task_error bot_error poll bot_shutdown",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

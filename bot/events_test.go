@@ -184,8 +184,10 @@ func TestRestartAndReboot(t *testing.T) {
 		want   string
 		ill    bool // quarantined afterwards
 	}{
-		{"restart", restart, func(c *Config) { c.Restart = func(r string) error { did = append(did, r); return nil } },
-			"handshake poll bot_shutdown", false},
+		{
+			"restart", restart, func(c *Config) { c.Restart = func(r string) error { did = append(did, r); return nil } },
+			"handshake poll bot_shutdown", false,
+		},
 		{"restart that returns", restart, func(c *Config) {
 			c.Restart = func(r string) error { did = append(did, r); return errors.New("no exec") }
 		}, "handshake poll bot_shutdown bot_error poll bot_shutdown", true},

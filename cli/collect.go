@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -307,9 +306,11 @@ func (c *collector) fetch(ctx context.Context, id string, e *clipb.ResultSummary
 		c.console.Lock()
 		defer c.console.Unlock()
 		fmt.Fprintf(c.env.Stdout, "%s: %s\n", id, stateLine(e.Results))
-		c.env.Stdout.Write(output)
 		if len(output) > 0 && output[len(output)-1] != '\n' {
-			io.WriteString(c.env.Stdout, "\n")
+			output = append(output, '\n')
+		}
+		if _, err := c.env.Stdout.Write(output); err != nil {
+			c.sinkErr.set(fmt.Errorf("write the output: %w", err))
 		}
 	}
 }

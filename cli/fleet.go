@@ -81,8 +81,9 @@ func isTransient(err error) bool {
 	switch prpc.Code(err) {
 	case code.Code_UNKNOWN, code.Code_INTERNAL, code.Code_UNAVAILABLE, code.Code_DEADLINE_EXCEEDED, code.Code_CANCELLED:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // hint says what the user can do about a failed call, "" when the error's own

@@ -186,8 +186,9 @@ func outcome(r *pb.TaskResultResponse) error {
 		return &exitError{exitNoResult, fmt.Errorf("no bot was free for task %s in time; see --expiration", r.TaskId)}
 	case pb.TaskState_CLIENT_ERROR:
 		return &exitError{exitNoResult, fmt.Errorf("inputs of task %s are missing; skep task show %s tells which", r.TaskId, r.TaskId)}
+	default:
+		return &exitError{exitNoResult, fmt.Errorf("task %s ended as %s", r.TaskId, r.State)}
 	}
-	return &exitError{exitNoResult, fmt.Errorf("task %s ended as %s", r.TaskId, r.State)}
 }
 
 // exitCode fits a task's exit code into a process's: a signal as shells

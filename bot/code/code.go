@@ -117,7 +117,7 @@ func Compose(w io.Writer, exe []byte, cfg Config, files ...File) error {
 		h := &zip.FileHeader{Name: f.Name, Method: zip.Store}
 		h.SetMode(0o400)
 		h.Modified = time.Time{}
-		h.ModifiedDate = 1<<5 | 1 // 1980-01-01, the first day that zip knows
+		h.ModifiedDate = 1<<5 | 1 //nolint:staticcheck // 1980-01-01, the first day that zip knows; Modified would add a second stamp
 		fw, err := z.CreateHeader(h)
 		if err != nil {
 			return err

@@ -65,16 +65,31 @@ func TestCPUDimension(t *testing.T) {
 		cpu           cpuInfo
 		want          []string
 	}{
-		{"a Xeon with a version", "x86_64", cpuInfo{name: "Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", vendor: "GenuineIntel", flags: []string{"avx2"}},
-			[]string{"x86", "x86-64", "x86-64-E5-2690_v4", "x86-64-avx2"}},
-		{"a Core", "x86_64", cpuInfo{name: "Intel(R) Core(TM) i7-4770K CPU @ 3.50GHz", vendor: "GenuineIntel"},
-			[]string{"x86", "x86-64", "x86-64-i7-4770K"}},
-		{"an Atom", "x86_64", cpuInfo{name: "Intel(R) Celeron(R) CPU  N3450 @ 1.10GHz", vendor: "GenuineIntel"},
-			[]string{"x86", "x86-64", "x86-64-N3450"}},
-		{"an AMD", "x86_64", cpuInfo{name: "AMD Ryzen 7 5800X", vendor: "AuthenticAMD", flags: []string{"avx2"}},
-			[]string{"x86", "x86-64", "x86-64-avx2"}},
-		{"an ARM", "aarch64", cpuInfo{extra: map[string]string{"Hardware": "BCM2835"}},
-			[]string{"arm", "arm-64", "arm64", "arm64-64", "arm64-64-BCM2835"}},
+		{
+			"a Xeon with a version", "x86_64",
+			cpuInfo{name: "Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", vendor: "GenuineIntel", flags: []string{"avx2"}},
+			[]string{"x86", "x86-64", "x86-64-E5-2690_v4", "x86-64-avx2"},
+		},
+		{
+			"a Core", "x86_64",
+			cpuInfo{name: "Intel(R) Core(TM) i7-4770K CPU @ 3.50GHz", vendor: "GenuineIntel"},
+			[]string{"x86", "x86-64", "x86-64-i7-4770K"},
+		},
+		{
+			"an Atom", "x86_64",
+			cpuInfo{name: "Intel(R) Celeron(R) CPU  N3450 @ 1.10GHz", vendor: "GenuineIntel"},
+			[]string{"x86", "x86-64", "x86-64-N3450"},
+		},
+		{
+			"an AMD", "x86_64",
+			cpuInfo{name: "AMD Ryzen 7 5800X", vendor: "AuthenticAMD", flags: []string{"avx2"}},
+			[]string{"x86", "x86-64", "x86-64-avx2"},
+		},
+		{
+			"an ARM", "aarch64",
+			cpuInfo{extra: map[string]string{"Hardware": "BCM2835"}},
+			[]string{"arm", "arm-64", "arm64", "arm64-64", "arm64-64-BCM2835"},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -140,8 +140,13 @@ func (o options) programs(ctx context.Context) (_ programs, clean func(), err er
 // errSkipped says that a run cannot be done here and need not.
 var errSkipped = errors.New("not installed")
 
+// longest bounds one run, whatever hangs.
+const longest = 4 * time.Minute
+
 // one does one run in a directory of its own.
 func (o options) one(ctx context.Context, engine string, prog programs) (_ *report, err error) {
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
 	root, err := os.MkdirTemp("", "skep-chaos-")
 	if err != nil {
 		return nil, err
