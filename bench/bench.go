@@ -10,6 +10,7 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -111,4 +112,26 @@ func (r *run) samples(def int) int {
 		return r.N
 	}
 	return def
+}
+
+// Number returns a number of Extra by its name and those of the maps that it
+// lies in; ok is false when there is none.
+func (r *Report) Number(path ...string) (v float64, ok bool) {
+	b, err := json.Marshal(r.Extra)
+	if err != nil {
+		return 0, false
+	}
+	var at any
+	if err := json.Unmarshal(b, &at); err != nil {
+		return 0, false
+	}
+	for _, name := range path {
+		m, isMap := at.(map[string]any)
+		if !isMap {
+			return 0, false
+		}
+		at = m[name]
+	}
+	v, ok = at.(float64)
+	return v, ok
 }

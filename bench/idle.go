@@ -13,7 +13,8 @@ import (
 
 const (
 	idleBots     = 10_000
-	idleInterval = 15 * time.Millisecond // between two looks at the server's memory
+	idleInterval = 10 * time.Millisecond // between two looks at the server's memory
+	idleSettle   = 4 * time.Second       // until a server at rest has given back what it needed to come there
 )
 
 // idle measures what waiting costs: the resident memory of a server on which
@@ -73,10 +74,13 @@ func (r *run) waiting(ctx context.Context, s *service, bots int) (*Report, error
 		return nil, err
 	}
 	fmt.Fprintf(r.Progress, "%d bots wait\n", bots)
-	if err := allKnown(ctx, s, bots); err != nil {
+	if err := quiet(ctx, s); err != nil {
 		return nil, err
 	}
 	settled := time.Since(began)
+	if err := rest(ctx, idleSettle); err != nil {
+		return nil, err
+	}
 	n := r.samples(minSamples)
 	rss := make([]float64, n)
 	cpu, err := cpuOf(s.pid())
@@ -103,6 +107,9 @@ func (r *run) waiting(ctx context.Context, s *service, bots int) (*Report, error
 	if err != nil {
 		return nil, err
 	}
+	if err := allKnown(ctx, s, bots); err != nil {
+		return nil, err
+	}
 	sp := spreadOf(rss)
 	return &Report{Unit: "MiB", Median: sp.Median, P99: sp.P99, N: n, Extra: s.about(map[string]any{
 		"waiting_bots":        bots,
@@ -114,26 +121,35 @@ func (r *run) waiting(ctx context.Context, s *service, bots int) (*Report, error
 	})}, nil
 }
 
-// allKnown waits until the server has all bots on record, and so all polls in
-// hand: it notes a bot before it lets it wait.
-func allKnown(ctx context.Context, s *service, bots int) error {
-	for {
-		res, err := s.client.CountBots(ctx, &pb.BotsCountRequest{})
-		if err != nil {
-			return err
+// quiet waits until the server has taken in all that it was sent. It asks the
+// system and not the server, which an answer about thousands of bots would
+// cost memory.
+func quiet(ctx context.Context, s *service) error {
+	const look = 250 * time.Millisecond
+	before, err := cpuOf(s.pid())
+	for err == nil {
+		if err = rest(ctx, look); err != nil {
+			break
 		}
-		if int(res.Count) == bots && res.Busy == 0 {
+		var now time.Duration
+		if now, err = cpuOf(s.pid()); err == nil && now-before <= look/10 {
 			return nil
 		}
-		if int(res.Count) > bots {
-			return fmt.Errorf("the server knows %d bots, there are %d", res.Count, bots)
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("%d of %d bots wait: %w", res.Count, bots, ctx.Err())
-		}
+		before = now
 	}
+	return fmt.Errorf("wait until all bots wait: %w", err)
+}
+
+// allKnown checks that the server had all bots waiting.
+func allKnown(ctx context.Context, s *service, bots int) error {
+	res, err := s.client.CountBots(ctx, &pb.BotsCountRequest{})
+	if err != nil {
+		return err
+	}
+	if int(res.Count) != bots || res.Busy != 0 || res.Dead != 0 {
+		return fmt.Errorf("%d bots wait, the server knows %d, %d of them busy, %d dead", bots, res.Count, res.Busy, res.Dead)
+	}
+	return nil
 }
 
 // oneBot looks at a real bot that has nothing to do, with the processes that

@@ -39,7 +39,6 @@ func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service,
 	if flags.config != "" {
 		return nil, errors.New("--config: this version has no configuration files yet; without them every pool exists")
 	}
-	gcpace.Start(64 << 20)
 	s := &service{log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: flags.level}))}
 	defer func() {
 		if err != nil {
@@ -140,6 +139,7 @@ func (s *service) run(ctx context.Context) error {
 	public := s.httpServer(s.server)
 	admin := s.httpServer(adminHandler(direct{s.store, s.stateDir}))
 	g.Go(func() error { return s.sched.Run(failed) })
+	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
 	g.Go(func() error { return serve(public, s.door.wrap(s.listener)) })
 	if s.admin != nil {
 		g.Go(func() error { return serve(admin, s.admin) })

@@ -154,7 +154,7 @@ func (r *reporter) heed(res *botapi.TaskUpdateResponse) {
 // without news is asked at the pace of existing bots.
 func (r *reporter) ask(ctx context.Context) {
 	retry := backoff.Exponential{Min: r.timing.retryMin, Max: r.timing.retryMax}
-	ignored := 0
+	ignored, stopping := 0, false
 	pause := r.timing.waitDelay
 	for sleepUnless(ctx, nil, pause) {
 		asked, began := r.watched.Load(), time.Now()
@@ -170,8 +170,12 @@ func (r *reporter) ask(ctx context.Context) {
 			r.log.Warn("question not answered", "task", r.task, "err", err)
 			continue
 		case res.MustStop:
-			r.stop(res.StopReason)
-			return
+			if !stopping {
+				stopping = true
+				r.stop(res.StopReason)
+			}
+			pause = r.timing.ignoredGap // the grace period may outlast the patience with a silent bot
+			continue
 		}
 		retry.Reset()
 		if res.Watched != asked {

@@ -119,7 +119,7 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 	}
 	s.fleet.put(saved)
 	if !handshake {
-		b.Dimensions, b.DimensionsKey = saved.Dimensions, saved.DimensionsKey
+		b.Dimensions, b.DimensionsKey, b.IdleSince = saved.Dimensions, saved.DimensionsKey, saved.IdleSince
 	}
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)

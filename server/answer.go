@@ -42,11 +42,15 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		code, kind, text = http.StatusRequestEntityTooLarge, skep.Invalid, fmt.Sprintf("the body is larger than %d bytes", tooBig.Limit)
 	case quiet(err):
 		code = 499
-	case kind == skep.Internal || kind == skep.Unavailable:
+	case kind == skep.Internal:
 		s.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		if kind == skep.Internal {
-			text = "internal error"
+		text = "internal error"
+	case kind == skep.Unavailable && errors.Unwrap(err) != nil:
+		// The cause may name hosts and users. During an outage every call ends here.
+		if now, last := s.o.Now().Unix(), s.lastAway.Load(); now != last && s.lastAway.CompareAndSwap(last, now) {
+			s.log.ErrorContext(r.Context(), "not available", "method", r.Method, "path", r.URL.Path, "err", err)
 		}
+		text = "the server cannot serve this now; try again"
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(code)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -45,6 +46,7 @@ type Server struct {
 	cursors  cursors
 	rpc      *prpc.Server
 	mux      *http.ServeMux
+	lastAway atomic.Int64 // Unix second of the last log line about an outage
 }
 
 // New returns a server over o.Store. It fails when the store cannot be read.
