@@ -163,7 +163,8 @@ func TestAskPace(t *testing.T) {
 	}
 }
 
-// TestAskStops passes the server's word on and asks no more.
+// TestAskStops passes the server's word on once, and goes on telling the
+// server that the bot is there while the task takes its grace period.
 func TestAskStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, api := newReporter(t)
@@ -172,9 +173,14 @@ func TestAskStops(t *testing.T) {
 		api.answer = func(context.Context, *botapi.TaskUpdate) (*botapi.TaskUpdateResponse, error) {
 			return &botapi.TaskUpdateResponse{MustStop: true, StopReason: "canceled"}, nil
 		}
-		r.ask(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r.ask(ctx)
 		if diff := cmp.Diff([]string{"canceled"}, reasons); diff != "" {
 			t.Error(diff)
+		}
+		if n := len(api.at(true)); n < 4 || n > 8 {
+			t.Errorf("%d questions in a minute", n)
 		}
 	})
 }
