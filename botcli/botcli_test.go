@@ -134,7 +134,7 @@ func install(t testing.TB, server string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "swarming_bot")
+	path := filepath.Join(botDir(t), "swarming_bot")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o755)
 	if err != nil {
 		t.Fatal(err)
@@ -484,7 +484,7 @@ func TestBareExecutableIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "swarming_bot")
+	path := filepath.Join(botDir(t), "swarming_bot")
 	if err := os.WriteFile(path, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -492,4 +492,27 @@ func TestBareExecutableIsRefused(t *testing.T) {
 	if err := c.Run(); err == nil || c.ProcessState.ExitCode() != 1 || !strings.Contains(c.stderr.String(), "carries no configuration") {
 		t.Errorf("%v: %q", err, c.stderr.String())
 	}
+}
+
+// botDir is a directory for a bot. Its processes go within moments of the bot,
+// not with it, so removing the directory may take more than one try.
+func botDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "skep-bot-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) { // their end has no event here
+			err := os.RemoveAll(dir)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return dir
 }

@@ -46,12 +46,12 @@ func buildBot(t testing.TB, server string) string {
 	if testing.Short() {
 		t.Skip("builds skep-bot")
 	}
-	dir := t.TempDir()
+	dir := botDir(t)
 	bare := filepath.Join(dir, "bare")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bare, "github.com/skepdev/skep/cmd/skep-bot")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("go build: %v\n%s", err, out)
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	exe, err := os.ReadFile(bare)
 	if err != nil {

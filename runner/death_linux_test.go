@@ -178,7 +178,7 @@ type bot struct {
 // returns when it does.
 func startBot(t *testing.T, m proc.Method, server *taskServerStub, script string) *bot {
 	t.Helper()
-	b := &bot{dir: t.TempDir()}
+	b := &bot{dir: botDir(t)}
 	path := filepath.Join(t.TempDir(), "manifest")
 	if err := os.WriteFile(path, sh(script), 0o644); err != nil {
 		t.Fatal(err)

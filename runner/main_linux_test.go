@@ -213,7 +213,7 @@ func with(key string, value any) func(map[string]any) {
 
 func newStarter(t testing.TB, change ...func(*Config)) *Starter {
 	t.Helper()
-	cfg := Config{BotDir: t.TempDir(), Log: testLog(t)}
+	cfg := Config{BotDir: botDir(t), Log: testLog(t)}
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -245,4 +245,27 @@ func run(t testing.TB, s *Starter, server *taskServerStub, m json.RawMessage) Su
 		t.Fatalf("Run: %v", err)
 	}
 	return sum
+}
+
+// botDir is a directory for a bot. Its processes go within moments of the bot,
+// not with it, so removing the directory may take more than one try.
+func botDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "skep-bot-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) { // their end has no event here
+			err := os.RemoveAll(dir)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return dir
 }
