@@ -20,6 +20,7 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
 )
@@ -486,24 +487,36 @@ func FuzzBotAPI(f *testing.F) {
 	})
 }
 
-// FuzzNewTask throws messages at NewTask: whatever comes is taken or refused
-// with a reason.
-func FuzzNewTask(f *testing.F) {
+// FuzzRPC throws messages at every method: whatever comes is taken or refused
+// with a reason, never a fault of the server.
+func FuzzRPC(f *testing.F) {
+	var paths []string
+	for _, services := range []protoreflect.ServiceDescriptors{pb.File_swarmingpb_services_proto.Services(), skeppb.File_skeppb_tasks_proto.Services()} {
+		for i := range services.Len() {
+			for j := range services.Get(i).Methods().Len() {
+				m := services.Get(i).Methods().Get(j)
+				paths = append(paths, "/prpc/"+string(services.Get(i).FullName())+"/"+string(m.Name()))
+			}
+		}
+	}
 	seed, err := proto.Marshal(task("t"))
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(seed)
-	f.Add([]byte{})
+	for i := range paths {
+		f.Add(uint8(i), []byte{})
+		f.Add(uint8(i), seed)
+		f.Add(uint8(i), []byte("\x0a\x105a00000000000110\x10\x01")) // a task id and a number
+	}
 	srv := handler(f)
-	f.Fuzz(func(t *testing.T, body []byte) {
-		req := httptest.NewRequest(http.MethodPost, "/prpc/swarming.v2.Tasks/NewTask", bytes.NewReader(body))
+	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
+		req := httptest.NewRequest(http.MethodPost, paths[int(which)%len(paths)], bytes.NewReader(body))
 		req.Host = "127.0.0.1:1"
 		req.Header.Set("Content-Type", "application/prpc; encoding=binary")
 		w := httptest.NewRecorder()
 		srv.ServeHTTP(w, req)
-		if w.Code >= 500 {
-			t.Errorf("%d %s", w.Code, w.Body)
+		if w.Code >= 500 || w.Header().Get("X-Prpc-Grpc-Code") == "" {
+			t.Errorf("%s: %d %s", req.URL.Path, w.Code, w.Body)
 		}
 	})
 }

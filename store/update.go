@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -180,16 +181,22 @@ func (w *writer) run() {
 				}
 			}
 		}
-	gather:
-		for len(batch) < maxBatch {
-			select {
-			case c := <-w.queue:
-				batch = append(batch, c)
-			default:
-				break gather
-			}
-		}
+		batch = w.gather(batch)
 		w.commit(batch)
+	}
+}
+
+// gather adds to a batch what waits, and as long as there is more each time,
+// what those bring who can run now: a commit costs the same for all of them.
+func (w *writer) gather(batch []*change) []*change {
+	for before := 1; ; before = len(batch) {
+		for len(batch) < maxBatch && len(w.queue) > 0 {
+			batch = append(batch, <-w.queue)
+		}
+		if len(batch) == before || len(batch) == maxBatch {
+			return batch
+		}
+		runtime.Gosched()
 	}
 }
 
