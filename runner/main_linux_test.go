@@ -251,7 +251,7 @@ func run(t testing.TB, s *Starter, server *taskServerStub, m json.RawMessage) Su
 // not with it, so removing the directory may take more than one try.
 func botDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "skep-bot-test-")
+	dir, err := os.MkdirTemp("", "skep-bot-test-") //nolint:usetesting // t.TempDir tries once
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,8 +26,7 @@ func PrivatePostgres(ctx context.Context, dir string) (dsn string, end func() er
 	go func() { done <- k.run(context.WithoutCancel(ctx)) }()
 	end = func() error {
 		if !k.end(10 * time.Second) {
-			<-done
-			return errors.New("the private PostgreSQL did not end when it was asked to")
+			return errors.Join(errors.New("the private PostgreSQL did not end when it was asked to"), <-done)
 		}
 		return <-done
 	}
