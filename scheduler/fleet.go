@@ -98,13 +98,17 @@ func (f *fleet) put(b *skep.Bot) {
 	f.bots[b.ID] = &member{dimensions: b.Dimensions, key: b.DimensionsKey, seen: b.LastSeen, written: b.LastSeen}
 }
 
-// same reports whether b says of itself what is stored, which is named by key.
-// Then b gets that key, and its dimensions become those that the fleet keeps.
-func (f *fleet) same(b *skep.Bot, key int64) bool {
+// same reports whether b says of itself what is stored, which is named by key;
+// source is the text that it says it with. Then b gets that key, and its
+// dimensions become those that the fleet keeps.
+func (f *fleet) same(b *skep.Bot, key int64, source Source) bool {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	m := f.bots[b.ID]
-	f.mu.Unlock()
-	if m == nil || m.key != key || !m.dimensions.Equal(b.Dimensions) {
+	if m == nil || m.key != key {
+		return false
+	}
+	if (source == (Source{}) || m.source != source) && !m.dimensions.Equal(b.Dimensions) {
 		return false
 	}
 	b.Dimensions, b.DimensionsKey = m.dimensions, key

@@ -169,7 +169,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	if old.Task == 0 {
 		b.IdleSince = old.IdleSince
 	}
-	if due || !known || differs(&old, b) || !s.fleet.same(b, old.DimensionsKey) {
+	if due || !known || differs(&old, b) || !s.fleet.same(b, old.DimensionsKey, p.Source) {
 		mine := func(t *skep.Task) bool { return p.Key != "" && t.ClaimKey == p.Key }
 		held, err := s.note(ctx, b, skep.EventIdle, "", "", false, mine)
 		if err != nil {

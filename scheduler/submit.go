@@ -44,12 +44,12 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 	}
 	q := store.Queue{ID: t.Queue, Dimensions: req.Slices[t.Slice].Properties.Dimensions, Expires: now.Add(queueLife).Add(t.ExpiresAt.Sub(now))}
 	known := s.queues.knows(q.ID, t.ExpiresAt)
-	var earlier skep.TaskID
-	var keys []store.Key
-	if req.UUID != "" {
-		keys = append(keys, store.KeyUUID(req.Authenticated, req.UUID))
+	ready, err := store.Prepare(req, t, secret)
+	if err != nil {
+		return nil, nil, err
 	}
-	err := s.store.Update(ctx, func(tx *store.Tx) error {
+	var earlier skep.TaskID
+	err = s.store.Update(ctx, func(tx *store.Tx) error {
 		earlier = 0
 		if req.UUID != "" {
 			var err error
@@ -62,8 +62,8 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 				return err
 			}
 		}
-		return tx.CreateTask(req, t, secret)
-	}, keys...)
+		return tx.CreateTask(ready)
+	})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -255,7 +255,11 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		source = scheduler.Source{} // perhaps because of its dimensions
 	}
 	streak := st.SleepStreak // the rest is large, and thousands may wait
-	ans := &botapi.PollResponse{Session: s.sessions.seal(sp.id, sp.session.process, 0)}
+	if !sp.bound {
+		sp.session.bot = sp.id
+	}
+	text := req.Session
+	ans := &botapi.PollResponse{Session: s.sessions.renew(sp.session, text, 0)}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
 	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source})
 	switch {
@@ -274,7 +278,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	default:
 		p := &cmd.Request.Slices[cmd.Task.Slice].Properties
 		ans.Cmd = botapi.CmdRun
-		ans.Session = s.sessions.seal(sp.id, sp.session.process, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
+		ans.Session = s.sessions.renew(sp.session, text, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
 		ans.Manifest = api.Manifest(cmd.Request, cmd.Task, api.ManifestOptions{CASInstance: s.o.CASInstance, Host: s.hostOf(r), Secret: cmd.Secret})
 	}
 	return write(w, ans)

@@ -40,7 +40,7 @@ func (s *Server) taskUpdate(w http.ResponseWriter, r *http.Request) error {
 	out := &botapi.TaskUpdateResponse{OK: ans.OK, MustStop: ans.MustStop, StopReason: ans.Reason, Watched: ans.Watched}
 	if sp.bound {
 		// An update never shortens the life that the claim gave.
-		out.Session = s.sessions.seal(sp.id, sp.session.process, sp.session.expiry.Sub(s.o.Now()))
+		out.Session = s.sessions.renew(sp.session, req.Session, 0)
 	}
 	return write(w, out)
 }

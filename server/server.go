@@ -65,7 +65,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.sessions = sessions{key: key, now: o.Now}
+	s.sessions.key, s.sessions.now = key, o.Now
 	if key, err = o.Store.ServerKey(ctx, "cursor"); err != nil {
 		return nil, err
 	}

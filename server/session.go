@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"hash"
+	"sync"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -24,6 +26,8 @@ type session struct {
 type sessions struct {
 	key []byte
 	now func() time.Time
+
+	hashes sync.Pool // of HMACs with key: making one costs more than using it
 }
 
 // seal returns the session as text, valid for life and at least sessionLife.
@@ -37,10 +41,25 @@ func (ss *sessions) seal(bot skep.BotID, process string, life time.Duration) str
 }
 
 func (ss *sessions) mac(b []byte) []byte {
-	m := hmac.New(sha256.New, ss.key)
+	m, ok := ss.hashes.Get().(hash.Hash)
+	if !ok {
+		m = hmac.New(sha256.New, ss.key)
+	}
+	defer ss.hashes.Put(m)
+	m.Reset()
 	m.Write([]byte("swarming.Session"))
 	m.Write(b)
 	return m.Sum(nil)
+}
+
+// renew returns a session for the bot of s that is valid for life, and nearly
+// sessionLife at least: text, which s was read from, if it lasts that long.
+func (ss *sessions) renew(s session, text string, life time.Duration) string {
+	life = max(life, sessionLife-sessionLife/20)
+	if s.expiry.Sub(ss.now()) >= life {
+		return text
+	}
+	return ss.seal(s.bot, s.process, life+life/20) // enough for some calls to come
 }
 
 // open reads a session that one of this fleet's servers sealed, expired or

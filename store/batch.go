@@ -11,16 +11,10 @@ import (
 )
 
 // Key names a row that a change is going to ask for.
-type Key struct {
-	task         skep.TaskID
-	caller, uuid string
-}
+type Key struct{ task skep.TaskID }
 
 // KeyTask is a task that the change will lock.
 func KeyTask(id skep.TaskID) Key { return Key{task: id} }
-
-// KeyUUID is a repeatable call that the change will look up.
-func KeyUUID(caller, uuid string) Key { return Key{caller: caller, uuid: uuid} }
 
 // batch is what the changes of one transaction share: the rows that they
 // asked for, read at once and locked in the order of their keys. A row leaves
@@ -29,37 +23,24 @@ func KeyUUID(caller, uuid string) Key { return Key{caller: caller, uuid: uuid} }
 type batch struct {
 	shared bool // false: every change is on its own, and nothing is remembered
 	tasks  map[skep.TaskID]*skep.Task
-	uuids  map[Key]skep.TaskID // 0 = nobody has made this call; no entry = not known
-	stale  map[Key]bool        // made so long ago that it can be made again
+	made   map[madeBy]skep.TaskID // by calls of this batch that may be repeated
 }
 
+// madeBy is a call of NewTask that may be repeated.
+type madeBy struct{ caller, uuid string }
+
 func newBatch(shared bool) *batch {
-	return &batch{shared: shared, tasks: map[skep.TaskID]*skep.Task{}, uuids: map[Key]skep.TaskID{}, stale: map[Key]bool{}}
+	return &batch{shared: shared, tasks: map[skep.TaskID]*skep.Task{}, made: map[madeBy]skep.TaskID{}}
 }
 
 // read fetches the rows that changes name.
 func (b *batch) read(ctx context.Context, w *writer, changes []*change) error {
 	var ids []any
-	var calls []Key
 	for _, c := range changes {
 		for _, k := range c.keys {
-			if k.task != 0 {
-				ids = append(ids, int64(k.task))
-			} else {
-				calls = append(calls, k)
-			}
+			ids = append(ids, int64(k.task))
 		}
 	}
-	if err := b.readTasks(ctx, w, ids); err != nil {
-		return fmt.Errorf("read the tasks of a batch: %w", err)
-	}
-	if err := b.readCalls(ctx, w, calls); err != nil {
-		return fmt.Errorf("read the calls of a batch: %w", err)
-	}
-	return nil
-}
-
-func (b *batch) readTasks(ctx context.Context, w *writer, ids []any) error {
 	if len(ids) < 2 { // then there is nothing to save
 		return nil
 	}
@@ -70,54 +51,16 @@ func (b *batch) readTasks(ctx context.Context, w *writer, ids []any) error {
 	}
 	rows, err := w.s.query(ctx, query, ids...)
 	if err != nil {
-		return err
+		return fmt.Errorf("read the tasks of a batch: %w", err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		t, err := scanLocked(rows)
-		if err != nil {
-			return err
-		}
+	ts, err := scanAllLocked(rows)
+	if err != nil {
+		return fmt.Errorf("read the tasks of a batch: %w", err)
+	}
+	for _, t := range ts {
 		b.tasks[t.ID] = t
 	}
-	return rows.Close()
-}
-
-func (b *batch) readCalls(ctx context.Context, w *writer, calls []Key) error {
-	if len(calls) < 2 {
-		return nil
-	}
-	calls = padded(calls)
-	var args []any
-	var where strings.Builder
-	for i, k := range calls {
-		if i > 0 {
-			where.WriteString(" OR ")
-		}
-		args = append(args, k.caller, k.uuid)
-		fmt.Fprintf(&where, "(caller = $%d AND uuid = $%d)", 2*i+1, 2*i+2)
-		b.uuids[k] = 0
-	}
-	rows, err := w.s.query(ctx, `SELECT caller, uuid, task, expires_us FROM request_uuids WHERE `+where.String(), args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	now := micros(w.now())
-	for rows.Next() {
-		var k Key
-		var id skep.TaskID
-		var expires int64
-		if err := rows.Scan(&k.caller, &k.uuid, &id, &expires); err != nil {
-			return err
-		}
-		if expires > now {
-			b.uuids[k] = id
-		} else {
-			b.stale[k] = true
-		}
-	}
-	return rows.Close()
+	return nil
 }
 
 // padded repeats the last of vs until their number is a power of two: few
@@ -155,11 +98,3 @@ func (b *batch) task(id skep.TaskID) *skep.Task {
 
 // wrote notes that a task's row is not what it was.
 func (b *batch) wrote(id skep.TaskID) { delete(b.tasks, id) }
-
-// called notes that a call has made a task.
-func (b *batch) called(k Key, id skep.TaskID) {
-	delete(b.stale, k)
-	if b.shared {
-		b.uuids[k] = id
-	}
-}

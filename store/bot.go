@@ -174,15 +174,24 @@ func contentID(texts ...string) int64 {
 }
 
 // FreeBots returns which of the bots run nothing, and on PostgreSQL keeps
-// other servers from giving them something.
+// other servers from giving them something. It is for one caller at a time.
 func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 	free := make(map[skep.BotID]bool, len(ids))
 	if len(ids) == 0 {
 		return free, nil
 	}
-	args := make([]any, len(ids))
-	for i, id := range slices.Sorted(slices.Values(ids)) {
-		args[i] = string(id)
+	var args []any
+	for _, id := range slices.Sorted(slices.Values(ids)) {
+		// What is at hand is what was committed last. Since then only another
+		// claim could have given the bot a task, and claims are made one by one.
+		if l, found := tx.known.get(id); found {
+			free[id] = l.Task == 0
+		} else {
+			args = append(args, string(id))
+		}
+	}
+	if len(args) == 0 {
+		return free, nil
 	}
 	args = padded(args)
 	query := `SELECT b.id FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`

@@ -4,8 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
+
+	"github.com/skepdev/skep"
 )
 
 // querier answers questions. Arguments are those of database/sql.
@@ -61,18 +62,25 @@ func exactlyOne(rs rows, dest []any) (found bool, err error) {
 func plain(args []any) ([]any, error) {
 	out := make([]any, len(args))
 	for i, a := range args {
-		switch a.(type) {
-		case int64, string, []byte, float64, nil:
-			out[i] = a
-			continue
-		}
-		v, err := driver.DefaultParameterConverter.ConvertValue(a)
+		v, err := plainValue(a)
 		if err != nil {
 			return nil, fmt.Errorf("argument %d: %w", i+1, err)
 		}
 		out[i] = v
 	}
 	return out, nil
+}
+
+func plainValue(a any) (driver.Value, error) {
+	switch a := a.(type) {
+	case int64, string, []byte, float64, nil:
+		return a, nil
+	case skep.TaskID:
+		return int64(a), nil
+	case skep.BotID:
+		return string(a), nil
+	}
+	return driver.DefaultParameterConverter.ConvertValue(a)
 }
 
 // flag scans a number as yes or no: the engines do not share a boolean type.
@@ -89,60 +97,3 @@ func (f flag) Scan(v any) error {
 }
 
 var _ sql.Scanner = flag{}
-
-// sqliteSession writes to SQLite, where nothing is gained by putting off.
-type sqliteSession struct {
-	conn  *sql.Conn
-	stmts *statements
-}
-
-func openSQLiteSession(ctx context.Context, pool *sql.DB) (session, error) {
-	conn, err := pool.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &sqliteSession{conn: conn, stmts: newStatements(conn.PrepareContext)}, nil
-}
-
-func (s *sqliteSession) query(ctx context.Context, text string, args ...any) (rows, error) {
-	return s.stmts.query(ctx, text, args...)
-}
-
-func (s *sqliteSession) row(ctx context.Context, text string, args []any, dest ...any) (bool, error) {
-	return s.stmts.row(ctx, text, args, dest...)
-}
-
-func (s *sqliteSession) exec(ctx context.Context, text string, args ...any) (int64, error) {
-	res, err := s.stmts.exec(ctx, text, args...)
-	if err != nil {
-		return 0, err
-	}
-	return res.RowsAffected()
-}
-
-func (s *sqliteSession) write(ctx context.Context, text string, args ...any) error {
-	_, err := s.stmts.exec(ctx, text, args...)
-	return err
-}
-
-func (s *sqliteSession) flush(context.Context) error { return nil }
-
-func (s *sqliteSession) begin(ctx context.Context, _ bool) error {
-	return s.write(ctx, "BEGIN IMMEDIATE")
-}
-func (s *sqliteSession) commit(ctx context.Context) error   { return s.write(ctx, "COMMIT") }
-func (s *sqliteSession) rollback(ctx context.Context) error { return s.write(ctx, "ROLLBACK") }
-
-// close gives the connection up for good: it may be in any state.
-func (s *sqliteSession) close() error {
-	err := s.stmts.close()
-	_ = s.conn.Raw(func(any) error { return driver.ErrBadConn }) // never reused
-	return errors.Join(err, closed(s.conn.Close()))
-}
-
-func closed(err error) error {
-	if errors.Is(err, sql.ErrConnDone) || errors.Is(err, driver.ErrBadConn) {
-		return nil
-	}
-	return err
-}

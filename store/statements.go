@@ -43,14 +43,6 @@ func (s *statements) query(ctx context.Context, query string, args ...any) (rows
 	return rs, nil
 }
 
-func (s *statements) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	st, err := s.get(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	return st.ExecContext(ctx, args...)
-}
-
 // row runs a query for at most one row and scans it; found tells whether there
 // was one.
 func (s *statements) row(ctx context.Context, query string, args []any, dest ...any) (found bool, err error) {

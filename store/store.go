@@ -145,7 +145,8 @@ func (s *Store) openSQLite(path string) error {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	s.wpool.SetMaxOpenConns(1)
-	s.connect = func(ctx context.Context) (session, error) { return openSQLiteSession(ctx, s.wpool) }
+	s.wpool.SetMaxIdleConns(0) // it is needed once, by migrate
+	s.connect = func(context.Context) (session, error) { return openSQLiteSession(dsn) }
 	if s.pool, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}

@@ -32,7 +32,11 @@ func newTask(n int, tags ...string) (*skep.TaskRequest, *skep.Task) {
 
 func create(t *testing.T, s *Store, req *skep.TaskRequest, task *skep.Task, secret []byte) {
 	t.Helper()
-	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.CreateTask(req, task, secret) }); err != nil {
+	ready, err := Prepare(req, task, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.CreateTask(ready) }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -94,8 +98,12 @@ func TestFailedChangeTakesBackOnlyItself(t *testing.T) {
 			wg.Go(func() {
 				req, task := newTask(i)
 				ids[i] = req.ID
+				ready, err := Prepare(req, task, nil)
+				if err != nil {
+					t.Error(err)
+				}
 				errs[i] = s.Update(context.WithoutCancel(t.Context()), func(tx *Tx) error {
-					if err := tx.CreateTask(req, task, nil); err != nil {
+					if err := tx.CreateTask(ready); err != nil {
 						return err
 					}
 					if i%3 == 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/skepdev/skep"
 )
@@ -16,24 +17,52 @@ func tagID(tag string) int64 {
 	return int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
 }
 
-func (tx *Tx) tag(id skep.TaskID, tags []string) error {
+// tagArgs returns the arguments of tag.
+func tagArgs(id skep.TaskID, tags []string) []any {
 	if len(tags) == 0 {
 		return nil
 	}
-	var q strings.Builder
-	q.WriteString(tx.d.insertNew + `task_tags (task, tag) VALUES `)
 	args := make([]any, 1, len(tags)+1)
-	args[0] = id
-	for i, t := range tags {
-		if i > 0 {
-			q.WriteByte(',')
-		}
+	args[0] = int64(id)
+	for _, t := range tags {
 		args = append(args, tagID(t))
-		fmt.Fprintf(&q, "($1,$%d)", len(args))
 	}
-	q.WriteString(tx.d.orNot)
-	if err := tx.write(q.String(), args...); err != nil {
+	return args
+}
+
+// tag notes which tags a task carries.
+func (tx *Tx) tag(id skep.TaskID, args []any) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if err := tx.write(tx.d.tagText(len(args)-1), args...); err != nil {
 		return fmt.Errorf("store tags of task %s: %w", id, err)
 	}
 	return nil
 }
+
+// tagText returns the statement that stores n tags of $1.
+func (d *dialect) tagText(n int) string {
+	key := tagStatement{d.name, n}
+	if text, ok := tagTexts.Load(key); ok {
+		return text.(string)
+	}
+	var q strings.Builder
+	q.WriteString(d.insertNew + `task_tags (task, tag) VALUES `)
+	for i := range n {
+		if i > 0 {
+			q.WriteByte(',')
+		}
+		fmt.Fprintf(&q, "($1,$%d)", i+2)
+	}
+	q.WriteString(d.orNot)
+	tagTexts.Store(key, q.String())
+	return q.String()
+}
+
+type tagStatement struct {
+	dialect string
+	tags    int
+}
+
+var tagTexts sync.Map // tagStatement → string

@@ -186,10 +186,13 @@ func (r reads) Secret(ctx context.Context, id skep.TaskID) ([]byte, error) {
 }
 
 // TaskByUUID returns the task that caller made with uuid, 0 when there is none.
+//
+// Nearly all calls are new. So it is assumed that this one is, and not looked
+// up: when it is not, CreateTask fails, and the changes of the batch run again
+// one by one. Then it is looked up.
 func (tx *Tx) TaskByUUID(caller, uuid string) (skep.TaskID, error) {
-	key := KeyUUID(caller, uuid)
-	if id, known := tx.batch.uuids[key]; known {
-		return id, nil
+	if tx.batch.shared {
+		return tx.batch.made[madeBy{caller, uuid}], nil
 	}
 	var id skep.TaskID
 	var expires int64
@@ -197,25 +200,44 @@ func (tx *Tx) TaskByUUID(caller, uuid string) (skep.TaskID, error) {
 	if tx.note(err) != nil {
 		return 0, fmt.Errorf("read request_uuid: %w", err)
 	}
-	if found && expires <= micros(tx.Now) {
-		tx.batch.stale[key] = true // CreateTask makes room
-		return 0, nil
+	if !found || expires > micros(tx.Now) {
+		return id, nil
 	}
-	return id, nil
+	if err := tx.write(`DELETE FROM request_uuids WHERE caller = $1 AND uuid = $2`, caller, uuid); err != nil {
+		return 0, fmt.Errorf("delete request_uuid: %w", err)
+	}
+	return 0, nil
 }
 
 // uuidLife is how long a call of NewTask can be repeated. spec/api-v2.md §6.1.
 const uuidLife = 7 * 24 * time.Hour
 
+// NewTask is a request with its task, made ready to be stored: what takes time
+// is done before the one writer has it in hand.
+type NewTask struct {
+	Request *skep.TaskRequest
+	Task    *skep.Task
+	Secret  []byte
+
+	body string
+	tags []any // task and tag ids, as the statement takes them
+}
+
+// Prepare makes a task ready for CreateTask.
+func Prepare(req *skep.TaskRequest, t *skep.Task, secret []byte) (*NewTask, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	return &NewTask{Request: req, Task: t, Secret: secret, body: string(body), tags: tagArgs(t.ID, req.Tags)}, nil
+}
+
 // CreateTask stores a request with its task, tags and secret. A Conflict error
 // means that the id is taken, or that the call was made by another server at
 // the same time: do it all again, with another id.
-func (tx *Tx) CreateTask(req *skep.TaskRequest, t *skep.Task, secret []byte) error {
-	body, err := json.Marshal(req)
-	if err != nil {
-		return fmt.Errorf("encode request: %w", err)
-	}
-	if err := tx.write(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3)`, req.ID, string(body), secret); err != nil {
+func (tx *Tx) CreateTask(n *NewTask) error {
+	req, t := n.Request, n.Task
+	if err := tx.write(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3)`, req.ID, n.body, n.Secret); err != nil {
 		return taken(err, "store request %s", req.ID)
 	}
 	if err := tx.write(`INSERT INTO tasks (id, state, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
@@ -230,23 +252,19 @@ func (tx *Tx) CreateTask(req *skep.TaskRequest, t *skep.Task, secret []byte) err
 		}
 		tx.batch.wrote(t.Parent)
 	}
-	if err := tx.tag(t.ID, req.Tags); err != nil {
+	if err := tx.tag(t.ID, n.tags); err != nil {
 		return err
 	}
 	if req.UUID == "" {
 		return nil
 	}
-	key := KeyUUID(req.Authenticated, req.UUID)
-	if tx.batch.stale[key] {
-		if err := tx.write(`DELETE FROM request_uuids WHERE caller = $1 AND uuid = $2`, req.Authenticated, req.UUID); err != nil {
-			return fmt.Errorf("store request_uuid: %w", err)
-		}
-	}
 	if err := tx.write(`INSERT INTO request_uuids (caller, uuid, task, expires_us) VALUES ($1, $2, $3, $4)`,
 		req.Authenticated, req.UUID, t.ID, micros(tx.Now.Add(uuidLife))); err != nil {
 		return taken(err, "store request_uuid of task %s", t.ID)
 	}
-	tx.batch.called(key, t.ID)
+	if tx.batch.shared {
+		tx.batch.made[madeBy{req.Authenticated, req.UUID}] = t.ID
+	}
 	return nil
 }
 

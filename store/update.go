@@ -25,6 +25,7 @@ type Tx struct {
 	s      session
 	d      dialect
 	batch  *batch
+	known  *looks
 	looks  []lookChange // for the records at hand, once it is committed
 	forget bool         // none of them can be relied on afterwards
 
@@ -273,7 +274,7 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 				return err
 			}
 		}
-		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC(), ctx: ctx, s: w.s, d: w.d, batch: b}
+		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC(), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks}
 		c.err = call(c.fn, tx)
 		if c.err == nil {
 			c.err = tx.err // an ignored error of the engine is still one
