@@ -82,7 +82,7 @@ func (r *run) lifecycles(ctx context.Context, s *service) (*Report, error) {
 	}
 	fmt.Fprintf(r.Progress, "%d bots\n", bots)
 	cpu, _ := cpuOf(s.pid())
-	res, err := g.work(ctx)
+	res, err := g.work(ctx, lifecycleWarmUp)
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +152,10 @@ type lifecycleResult struct {
 	samples []sample
 }
 
-// work lets every bot run lifecycles until the time is over.
-func (g *generator) work(ctx context.Context) (*lifecycleResult, error) {
-	res := &lifecycleResult{start: time.Now().Add(lifecycleWarmUp)}
+// work lets every bot run lifecycles, first to warm up and then until the time
+// is over.
+func (g *generator) work(ctx context.Context, warmUp time.Duration) (*lifecycleResult, error) {
+	res := &lifecycleResult{start: time.Now().Add(warmUp)}
 	g.end = res.start.Add(lifecycleTime)
 	if g.limit > 0 {
 		g.end = res.start.Add(patience)

@@ -261,7 +261,7 @@ func (s *Scheduler) held(ctx context.Context, bot skep.BotID, key string) (Comma
 	if key == "" {
 		return Command{}, false, nil
 	}
-	b, _, err := s.store.BotLook(ctx, bot)
+	b, _, err := s.store.BotLookNow(ctx, bot)
 	if err != nil || b.Task == 0 {
 		return Command{}, false, err
 	}

@@ -182,9 +182,9 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 	}
 	var args []any
 	for _, id := range slices.Sorted(slices.Values(ids)) {
-		// What is at hand is what was committed last. Since then only another
-		// claim could have given the bot a task, and claims are made one by one.
-		if l, found := tx.known.get(id); found {
+		// On SQLite what is at hand is what was committed last. Since then only
+		// another claim could have given the bot a task, and they are made one by one.
+		if l, found := tx.known.get(id); found && tx.d == sqlite {
 			free[id] = l.Task == 0
 		} else {
 			args = append(args, string(id))
@@ -278,7 +278,7 @@ func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task ske
 // AddTaskEvent is AddEvent for the events of a task's life, which happen too
 // often to read the bot first: its stored record is copied by the engine.
 func (tx *Tx) AddTaskEvent(bot skep.BotID, typ skep.EventType, message string, task skep.TaskID) error {
-	err := tx.write(tx.d.insertNew+`bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
+	err := tx.write(tx.d.insertSure+`bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
 		SELECT id, CAST($2 AS BIGINT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), snapshot, version, session, ip, authenticated, quarantined, maintenance FROM bots WHERE id = $1`,
 		bot, micros(tx.Now), typ, message, task)
 	if err != nil {

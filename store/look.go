@@ -21,11 +21,17 @@ type BotLook struct {
 }
 
 // BotLook returns the part of a bot's record that each poll needs; found is
-// false for an unknown bot.
+// false for an unknown bot. When other servers write too, it may be a second
+// behind them; see BotLookNow.
 func (s *Store) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
 	if l, found = s.looks.get(id); found {
 		return l, true, nil
 	}
+	return s.BotLookNow(ctx, id)
+}
+
+// BotLookNow is BotLook as it is stored at this moment.
+func (s *Store) BotLookNow(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
 	var idle int64
 	found, err = s.q.row(ctx, `SELECT dims, version, session, idle_us, task, terminated, quarantined, maintenance, dead FROM bots WHERE id = $1`, []any{id},
 		&l.DimensionsKey, &l.Version, &l.Session, &idle, &l.Task, &l.Terminated, &l.Quarantined, &l.Maintenance, flag{&l.Dead})
@@ -36,19 +42,27 @@ func (s *Store) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bo
 	return l, found, nil
 }
 
-// looks are the bots' records as this process wrote them last. It is kept for
-// SQLite only, where nobody else writes: the writer changes it after each
-// commit and before it answers, so that it is never behind.
+// looks are the bots' records as this process wrote them last. The writer
+// changes them after each commit and before it answers, so that they are never
+// behind what this process did. On PostgreSQL, where other servers write too,
+// a record is good for a short while only.
 type looks struct {
+	life time.Duration // 0 = for ever: nobody else writes
+
 	mu   sync.Mutex
-	bots map[skep.BotID]BotLook // nil = not kept
+	bots map[skep.BotID]look // nil = not kept
+}
+
+type look struct {
+	BotLook
+	at time.Time // when it was written
 }
 
 func (ls *looks) get(id skep.BotID) (BotLook, bool) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	l, ok := ls.bots[id]
-	return l, ok
+	return l.BotLook, ok && (ls.life == 0 || time.Since(l.at) < ls.life)
 }
 
 // lookChange is what a statement did to a bot's record. change returns false
@@ -66,11 +80,13 @@ func (ls *looks) apply(changes []lookChange) {
 	if ls.bots == nil {
 		return
 	}
+	now := time.Now()
 	for _, c := range changes {
 		l, ok := ls.bots[c.bot]
 		switch {
 		case !ok && !c.whole:
-		case c.change(&l):
+		case c.change(&l.BotLook):
+			l.at = now
 			ls.bots[c.bot] = l
 		default:
 			delete(ls.bots, c.bot)

@@ -38,7 +38,7 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
 		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1
-			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 32 AND t.queue = q.id) LIMIT $2)`, tx.Now},
+			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.waits = 1 AND t.queue = q.id) LIMIT $2)`, tx.Now},
 	} {
 		n, err := tx.exec(q.query, micros(q.until), limit)
 		if err != nil {

@@ -56,7 +56,7 @@ func (r reads) Queues(ctx context.Context) ([]Queue, error) {
 
 // FullQueues returns the queues in which a task waits.
 func (r reads) FullQueues(ctx context.Context) ([]skep.QueueID, error) {
-	rows, err := r.q.query(ctx, `SELECT DISTINCT queue FROM tasks WHERE state = 32`)
+	rows, err := r.q.query(ctx, `SELECT DISTINCT queue FROM tasks WHERE waits = 1`)
 	if err != nil {
 		return nil, fmt.Errorf("read queues: %w", err)
 	}

@@ -30,17 +30,17 @@ import (
 type dialect struct {
 	name       string // directory of its migrations
 	skipLocked string // leaves rows to another server that is about to take them
+	writers    int    // connections that write
 
-	// insertNew … orNot inserts a row unless there is one with its key. SQLite
-	// keeps a journal for each statement that could fail half way, and so is
-	// told that none of these can.
-	insertNew, orNot string
+	// insertSure inserts rows of which none can be there. SQLite keeps a journal
+	// for each statement that could fail half way, and so is told that it cannot.
+	insertSure string
 }
 
 var (
-	sqlite   = dialect{name: "sqlite", insertNew: "INSERT OR IGNORE INTO "}
+	sqlite   = dialect{name: "sqlite", writers: 1, insertSure: "INSERT OR IGNORE INTO "}
 	postgres = dialect{
-		name: "postgres", skipLocked: "FOR UPDATE OF t SKIP LOCKED", insertNew: "INSERT INTO ", orNot: " ON CONFLICT DO NOTHING",
+		name: "postgres", writers: 2, skipLocked: "FOR UPDATE OF t SKIP LOCKED", insertSure: "INSERT INTO ",
 	}
 )
 
@@ -55,7 +55,7 @@ type Store struct {
 	connect func(context.Context) (session, error) // opens the writer's connection
 	looks   looks
 	lock    *flock.Flock
-	writer  *writer
+	writers *writers
 }
 
 // Options of Open. Zero values mean the defaults given here.
@@ -88,7 +88,8 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	} else {
 		s.reads = reads{q: newStatements(s.pool.PrepareContext)}
 	}
-	if s.writer, err = startWriter(ctx, s.connect, &s.looks, s.dialect, o.Now); err != nil {
+	s.writers = &writers{open: s.connect, looks: &s.looks, d: s.dialect, now: o.Now}
+	if err := s.writers.start(ctx); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}
 	return s, nil
@@ -106,6 +107,7 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 		return fmt.Errorf("open PostgreSQL: %w", redact(err))
 	}
 	s.pool = stdlib.OpenDBFromPool(s.pgPool)
+	s.looks.bots, s.looks.life = map[skep.BotID]look{}, time.Second
 	s.wpool = s.pool
 	return nil
 }
@@ -122,7 +124,7 @@ func redact(err error) error {
 // readers go on (WAL). They stand in the DSN because a PRAGMA sent through a
 // pool reaches one connection only.
 const sqlitePragmas = "_pragma=busy_timeout(5000)&_pragma=journal_mode(wal)&_pragma=foreign_keys(1)" +
-	"&_pragma=synchronous(full)&_pragma=cache_size(-16384)&_pragma=wal_autocheckpoint(4000)"
+	"&_pragma=synchronous(full)&_pragma=cache_size(-8192)&_pragma=wal_autocheckpoint(4000)"
 
 func (s *Store) openSQLite(path string) error {
 	s.dialect = sqlite
@@ -132,7 +134,7 @@ func (s *Store) openSQLite(path string) error {
 	if err := s.own(path); err != nil {
 		return err
 	}
-	s.looks.bots = map[skep.BotID]BotLook{}
+	s.looks.bots = map[skep.BotID]look{}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
@@ -172,9 +174,10 @@ func (s *Store) own(path string) error {
 // Close ends the writer after the changes queued so far and closes the
 // database.
 func (s *Store) Close() error {
-	err := s.writer.close()
+	s.writers.close()
+	var err error
 	if st, ok := s.q.(*statements); ok {
-		err = errors.Join(err, st.close())
+		err = st.close()
 	}
 	return errors.Join(err, s.closePools())
 }
@@ -210,7 +213,7 @@ func (s *Store) Durability(ctx context.Context) (map[string]string, error) {
 		names = map[string]string{"fsync": "SHOW fsync", "full_page_writes": "SHOW full_page_writes", "synchronous_commit": "SHOW synchronous_commit"}
 	}
 	out := map[string]string{}
-	err := s.writer.do(ctx, func(tx *Tx) error {
+	err := s.writers.do(ctx, func(tx *Tx) error {
 		for name, query := range names {
 			var v string
 			if _, err := tx.q.row(tx.ctx, query, nil, &v); err != nil {

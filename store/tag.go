@@ -48,14 +48,13 @@ func (d *dialect) tagText(n int) string {
 		return text.(string)
 	}
 	var q strings.Builder
-	q.WriteString(d.insertNew + `task_tags (task, tag) VALUES `)
+	q.WriteString(d.insertSure + `task_tags (task, tag) VALUES `)
 	for i := range n {
 		if i > 0 {
 			q.WriteByte(',')
 		}
 		fmt.Fprintf(&q, "($1,$%d)", i+2)
 	}
-	q.WriteString(d.orNot)
 	tagTexts.Store(key, q.String())
 	return q.String()
 }

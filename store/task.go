@@ -240,9 +240,9 @@ func (tx *Tx) CreateTask(n *NewTask) error {
 	if err := tx.write(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3)`, req.ID, n.body, n.Secret); err != nil {
 		return taken(err, "store request %s", req.ID)
 	}
-	if err := tx.write(`INSERT INTO tasks (id, state, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
-		t.ID, t.State, t.Slice, t.Priority, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt), micros(t.AbandonAt),
+	if err := tx.write(`INSERT INTO tasks (id, state, waits, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+		t.ID, t.State, bit(t.State == skep.Pending), t.Slice, t.Priority, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt), micros(t.AbandonAt),
 		t.PingTolerance.Microseconds(), t.Fault, strings.Join(t.ServerVersions, "\n"), t.Parent); err != nil {
 		return fmt.Errorf("store task: %w", err)
 	}
@@ -338,10 +338,10 @@ func (tx *Tx) SaveTask(t *skep.Task) error {
 	tx.batch.wrote(t.ID)
 	err = tx.write(`UPDATE tasks SET state = $2, slice = $3, queue = $4, expires_us = $5, modified_us = $6, ended_us = $7,
 		abandon_us = $8, contact_us = $9, killing = $10, exit_code = $11, duration_secs = $12,
-		failure = $13, internal = $14, fault = $15, cost_usd = $16, output_bytes = $17, outcome = $18, versions = $19 WHERE id = $1`,
+		failure = $13, internal = $14, fault = $15, cost_usd = $16, output_bytes = $17, outcome = $18, versions = $19, waits = $20 WHERE id = $1`,
 		t.ID, t.State, t.Slice, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt),
 		micros(t.AbandonAt), micros(t.ContactAt), bit(t.Killing), t.ExitCode, t.Duration,
-		bit(t.Failure), bit(t.InternalFailure), t.Fault, t.CostUSD, t.OutputSize, outcome, strings.Join(t.ServerVersions, "\n"))
+		bit(t.Failure), bit(t.InternalFailure), t.Fault, t.CostUSD, t.OutputSize, outcome, strings.Join(t.ServerVersions, "\n"), bit(t.State == skep.Pending))
 	if err != nil {
 		return fmt.Errorf("store task %s: %w", t.ID, err)
 	}
@@ -381,7 +381,7 @@ func (tx *Tx) Touch(t *skep.Task) error {
 // server is about to claim.
 func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]*skep.Task, error) {
 	ts, err := tx.locked(`SELECT `+lockColumns+` FROM tasks t
-		WHERE t.state = 32 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT $3 `+tx.d.skipLocked, queue, micros(tx.Now), limit)
+		WHERE t.waits = 1 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT $3 `+tx.d.skipLocked, queue, micros(tx.Now), limit)
 	if err != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
 	}
@@ -403,7 +403,7 @@ func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 		return err
 	}
 	tx.batch.wrote(t.ID)
-	err = tx.write(`UPDATE tasks SET state = $2, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8
+	err = tx.write(`UPDATE tasks SET state = $2, waits = 0, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8
 		WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, dims, strings.Join(t.ServerVersions, "\n"))
 	if err != nil {
 		return fmt.Errorf("claim task %s: %w", t.ID, err)
@@ -413,14 +413,14 @@ func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 
 // ExpiredTasks returns up to limit waiting tasks whose slice has expired.
 func (tx *Tx) ExpiredTasks(limit int) ([]*skep.Task, error) {
-	return tx.locked(`SELECT `+lockColumns+` FROM tasks t WHERE t.state = 32 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT $2 `+tx.d.skipLocked,
+	return tx.locked(`SELECT `+lockColumns+` FROM tasks t WHERE t.waits = 1 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT $2 `+tx.d.skipLocked,
 		micros(tx.Now), limit)
 }
 
 // NextExpiry returns when the next waiting slice expires, zero when none waits.
 func (r reads) NextExpiry(ctx context.Context) (time.Time, error) {
 	var us int64
-	if _, err := r.q.row(ctx, `SELECT expires_us FROM tasks WHERE state = 32 ORDER BY expires_us LIMIT 1`, nil, &us); err != nil {
+	if _, err := r.q.row(ctx, `SELECT expires_us FROM tasks WHERE waits = 1 ORDER BY expires_us LIMIT 1`, nil, &us); err != nil {
 		return time.Time{}, fmt.Errorf("read next expiry: %w", err)
 	}
 	return instant(us), nil

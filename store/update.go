@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -66,7 +67,7 @@ func (tx *Tx) note(err error) error {
 // changes at once, and locks them in order. They are a hint and change nothing
 // else.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error, keys ...Key) error {
-	return s.writer.do(ctx, fn, keys...)
+	return s.writers.do(ctx, fn, keys...)
 }
 
 type change struct {
@@ -77,31 +78,49 @@ type change struct {
 	done chan struct{}
 }
 
-// writer is the only one who writes: it gathers what callers queued while the
-// last commit ran and commits it together.
-type writer struct {
+// writers are the only ones who write: each gathers what callers queued while
+// its last commit ran and commits it together. SQLite has one. PostgreSQL has
+// a few: while one waits for the disk, another one's statements run.
+type writers struct {
 	open  func(context.Context) (session, error)
-	s     session // nil while the database cannot be reached
 	looks *looks
 	d     dialect
 	now   func() time.Time
 	queue chan *change
 	stop  chan struct{}
-	ended chan struct{}
+	ended chan struct{} // all of them
+}
+
+// writer is one of them.
+type writer struct {
+	*writers
+	s session // nil while the database cannot be reached
 }
 
 var errClosed = skep.Errorf(skep.Unavailable, "the server is shutting down; try again")
 
-func startWriter(ctx context.Context, open func(context.Context) (session, error), looks *looks, d dialect, now func() time.Time) (*writer, error) {
-	w := &writer{
-		open: open, looks: looks, d: d, now: now,
-		queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{}),
+// start opens the connections and starts to write.
+func (ws *writers) start(ctx context.Context) error {
+	ws.queue, ws.stop, ws.ended = make(chan *change, maxBatch), make(chan struct{}), make(chan struct{})
+	all := make([]*writer, ws.d.writers)
+	for i := range all {
+		all[i] = &writer{writers: ws}
+		if err := all[i].connect(ctx); err != nil {
+			for _, w := range all[:i] {
+				w.disconnect()
+			}
+			return err
+		}
 	}
-	if err := w.connect(ctx); err != nil {
-		return nil, err
+	var wg sync.WaitGroup
+	for _, w := range all {
+		wg.Go(w.run)
 	}
-	go w.run()
-	return w, nil
+	go func() {
+		wg.Wait()
+		close(ws.ended)
+	}()
+	return nil
 }
 
 // connect makes sure that there is a connection to write on.
@@ -128,7 +147,7 @@ func (w *writer) disconnect() {
 	}
 }
 
-func (w *writer) do(ctx context.Context, fn func(*Tx) error, keys ...Key) error {
+func (w *writers) do(ctx context.Context, fn func(*Tx) error, keys ...Key) error {
 	c := &change{ctx: ctx, fn: fn, keys: keys, done: make(chan struct{})}
 	select {
 	case <-w.stop:
@@ -154,17 +173,14 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error, keys ...Key) error 
 	return c.err
 }
 
-func (w *writer) close() error {
+// close ends them after the changes queued so far.
+func (w *writers) close() {
 	close(w.stop)
 	<-w.ended
-	if w.s == nil {
-		return nil
-	}
-	return w.s.close()
 }
 
 func (w *writer) run() {
-	defer close(w.ended)
+	defer w.disconnect()
 	batch := make([]*change, 0, maxBatch)
 	for {
 		batch = batch[:0]

@@ -15,6 +15,7 @@ CREATE TABLE task_requests (
 CREATE TABLE tasks (
 	id            BIGINT PRIMARY KEY,
 	state         BIGINT NOT NULL,
+	waits         BIGINT NOT NULL, -- 1 = pending; apart from state, as an update of what an index asks for is a dear one
 	slice         BIGINT NOT NULL,
 	priority      BIGINT NOT NULL,
 	queue         BIGINT NOT NULL,
@@ -42,8 +43,8 @@ CREATE TABLE tasks (
 	parent        BIGINT NOT NULL DEFAULT 0,
 	children      BIGINT NOT NULL DEFAULT 0  -- 1 = it may have started others
 ) WITH (fillfactor = 50); -- room for a task's few updates beside it, so they touch no index
-CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
-CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
+CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE waits = 1;
+CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
 CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
@@ -96,7 +97,7 @@ CREATE TABLE bots (
 	dead          BIGINT NOT NULL,
 	terminated    BIGINT NOT NULL,
 	last_event    TEXT    NOT NULL
-);
+) WITH (fillfactor = 50);
 
 -- Dimensions that bots had, shared by their records, snapshots and claims.
 CREATE TABLE dimension_sets (

@@ -15,6 +15,7 @@ CREATE TABLE task_requests (
 CREATE TABLE tasks (
 	id            INTEGER PRIMARY KEY,
 	state         INTEGER NOT NULL,
+	waits         INTEGER NOT NULL, -- 1 = pending; apart from state, as an update of what an index asks for is a dear one
 	slice         INTEGER NOT NULL,
 	priority      INTEGER NOT NULL,
 	queue         INTEGER NOT NULL,
@@ -42,8 +43,8 @@ CREATE TABLE tasks (
 	parent        INTEGER NOT NULL DEFAULT 0,
 	children      INTEGER NOT NULL DEFAULT 0  -- 1 = it may have started others
 );
-CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE state = 32;
-CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE state = 32;
+CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE waits = 1;
+CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
 CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
