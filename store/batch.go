@@ -17,11 +17,12 @@ type Key struct{ task skep.TaskID }
 func KeyTask(id skep.TaskID) Key { return Key{task: id} }
 
 // batch is what the changes of one transaction share: the rows that they
-// asked for, read at once and locked in the order of their keys. A row leaves
-// it when somebody writes it. Without savepoints all changes hold or none
-// does, so that none can see what another takes back.
+// asked for, read at once and locked in the order of their keys. Without
+// savepoints all changes hold or none does, so that none can see what another
+// takes back.
 type batch struct {
 	shared bool // false: every change is on its own, and nothing is remembered
+	sole   bool // nobody else writes: what was written is what is there
 	tasks  map[skep.TaskID]*skep.Task
 	made   map[madeBy]skep.TaskID // by calls of this batch that may be repeated
 }
@@ -33,12 +34,29 @@ func newBatch(shared bool) *batch {
 	return &batch{shared: shared, tasks: map[skep.TaskID]*skep.Task{}, made: map[madeBy]skep.TaskID{}}
 }
 
+// maxKept bounds the running tasks that a sole writer remembers; one is less
+// than 1 KiB.
+const maxKept = 1 << 14
+
+// soleBatch is newBatch for the only writer of a database. Running tasks stay
+// at hand from batch to batch, as they were written last: three of the four
+// times that a task is changed it need not be read. When a transaction is
+// taken back, kept must be cleared.
+func soleBatch(kept map[skep.TaskID]*skep.Task) *batch {
+	if len(kept) > maxKept {
+		clear(kept)
+	}
+	return &batch{shared: true, sole: true, tasks: kept, made: map[madeBy]skep.TaskID{}}
+}
+
 // read fetches the rows that changes name.
 func (b *batch) read(ctx context.Context, w *writer, changes []*change) error {
 	var ids []any
 	for _, c := range changes {
 		for _, k := range c.keys {
-			ids = append(ids, int64(k.task))
+			if b.tasks[k.task] == nil {
+				ids = append(ids, int64(k.task))
+			}
 		}
 	}
 	if len(ids) < 2 { // then there is nothing to save
@@ -96,5 +114,17 @@ func (b *batch) task(id skep.TaskID) *skep.Task {
 	return &own
 }
 
-// wrote notes that a task's row is not what it was.
-func (b *batch) wrote(id skep.TaskID) { delete(b.tasks, id) }
+// wrote notes that a task's row is now as t says.
+func (b *batch) wrote(t *skep.Task) {
+	if !b.sole || t.State != skep.Running {
+		b.lose(t.ID)
+		return
+	}
+	own := *t
+	own.Claim, own.Outcome = nil, nil // which LockTask does not read either
+	own.ServerVersions = slices.Clip(own.ServerVersions)
+	b.tasks[t.ID] = &own
+}
+
+// lose notes that a task's row is not what it was.
+func (b *batch) lose(id skep.TaskID) { delete(b.tasks, id) }

@@ -17,6 +17,7 @@ const (
 	// what was stored when it was last seen, and its events and claims copy that.
 	snapshotLife = eventLife + botLife + 8*24*time.Hour
 	dimsLife     = taskLife + botLife + 8*24*time.Hour
+	tagSetLife   = taskLife + 8*24*time.Hour
 )
 
 // Prune deletes up to limit of each kind of thing whose time is over, and
@@ -26,7 +27,11 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("delete old tasks: %w", err)
 	}
-	more = tasks == limit
+	sets, err := tx.pruneTagSets(tx.Now.Add(-tagSetLife), limit)
+	if err != nil {
+		return false, fmt.Errorf("delete old tags: %w", err)
+	}
+	more = tasks == limit || sets == limit
 	tx.forget = true // some of the bots
 	for _, q := range []struct {
 		query string
@@ -50,23 +55,18 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 }
 
 func (tx *Tx) pruneTasks(before skep.TaskID, limit int) (int, error) {
-	rows, err := tx.q.query(tx.ctx, `SELECT r.id, r.body FROM task_requests r WHERE r.id < $1 ORDER BY r.id LIMIT $2`, before, limit)
+	rows, err := tx.q.query(tx.ctx, `SELECT id FROM task_requests WHERE id < $1 ORDER BY id LIMIT CAST($2 AS BIGINT)`, before, limit)
 	if tx.note(err) != nil {
 		return 0, err
 	}
 	defer rows.Close()
-	var old []*skep.TaskRequest
+	var old []skep.TaskID
 	for rows.Next() {
 		var id skep.TaskID
-		var body string
-		if err := rows.Scan(&id, &body); err != nil {
+		if err := rows.Scan(&id); err != nil {
 			return 0, err
 		}
-		req, err := decodeRequest(id, body)
-		if err != nil {
-			return 0, err
-		}
-		old = append(old, req)
+		old = append(old, id)
 	}
 	if err := rows.Err(); err != nil {
 		return 0, tx.note(err)
@@ -74,16 +74,11 @@ func (tx *Tx) pruneTasks(before skep.TaskID, limit int) (int, error) {
 	if err := rows.Close(); err != nil {
 		return 0, tx.note(err)
 	}
-	for _, req := range old {
-		for _, tag := range req.Tags {
-			if err := tx.write(`DELETE FROM task_tags WHERE tag = $1 AND task = $2`, tagID(tag), req.ID); err != nil {
-				return 0, err
-			}
-		}
+	for _, id := range old {
 		for _, q := range []string{
 			`DELETE FROM task_output WHERE task = $1`, `DELETE FROM tasks WHERE id = $1`, `DELETE FROM task_requests WHERE id = $1`,
 		} {
-			if err := tx.write(q, req.ID); err != nil {
+			if err := tx.write(q, id); err != nil {
 				return 0, err
 			}
 		}

@@ -54,6 +54,7 @@ type Store struct {
 	pgPool  *pgxpool.Pool                          // nil on SQLite
 	connect func(context.Context) (session, error) // opens the writer's connection
 	looks   looks
+	tags    tagSets
 	lock    *flock.Flock
 	writers *writers
 }
@@ -88,7 +89,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	} else {
 		s.reads = reads{q: newStatements(s.pool.PrepareContext)}
 	}
-	s.writers = &writers{open: s.connect, looks: &s.looks, d: s.dialect, now: o.Now}
+	s.writers = &writers{open: s.connect, looks: &s.looks, tags: &s.tags, d: s.dialect, now: o.Now}
 	if err := s.writers.start(ctx); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}

@@ -220,7 +220,7 @@ type NewTask struct {
 	Secret  []byte
 
 	body string
-	tags []any // task and tag ids, as the statement takes them
+	tags int64 // in tag_sets
 }
 
 // Prepare makes a task ready for CreateTask.
@@ -229,7 +229,7 @@ func Prepare(req *skep.TaskRequest, t *skep.Task, secret []byte) (*NewTask, erro
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	return &NewTask{Request: req, Task: t, Secret: secret, body: string(body), tags: tagArgs(t.ID, req.Tags)}, nil
+	return &NewTask{Request: req, Task: t, Secret: secret, body: string(body), tags: tagSetID(req.Tags)}, nil
 }
 
 // CreateTask stores a request with its task, tags and secret. A Conflict error
@@ -240,19 +240,19 @@ func (tx *Tx) CreateTask(n *NewTask) error {
 	if err := tx.write(`INSERT INTO task_requests (id, body, secret) VALUES ($1, $2, $3)`, req.ID, n.body, n.Secret); err != nil {
 		return taken(err, "store request %s", req.ID)
 	}
-	if err := tx.write(`INSERT INTO tasks (id, state, waits, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	if err := tx.write(`INSERT INTO tasks (id, state, waits, slice, priority, queue, expires_us, modified_us, ended_us, abandon_us, tolerance_us, fault, versions, parent, tags)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 		t.ID, t.State, bit(t.State == skep.Pending), t.Slice, t.Priority, t.Queue, micros(t.ExpiresAt), micros(t.ModifiedAt), micros(t.EndedAt), micros(t.AbandonAt),
-		t.PingTolerance.Microseconds(), t.Fault, strings.Join(t.ServerVersions, "\n"), t.Parent); err != nil {
+		t.PingTolerance.Microseconds(), t.Fault, strings.Join(t.ServerVersions, "\n"), t.Parent, n.tags); err != nil {
 		return fmt.Errorf("store task: %w", err)
 	}
 	if t.Parent != 0 {
 		if err := tx.write(`UPDATE tasks SET children = 1 WHERE id = $1 AND children = 0`, t.Parent); err != nil {
 			return fmt.Errorf("store parent of task %s: %w", t.ID, err)
 		}
-		tx.batch.wrote(t.Parent)
+		tx.batch.lose(t.Parent)
 	}
-	if err := tx.tag(t.ID, n.tags); err != nil {
+	if err := tx.tagSet(n.tags, req.Tags); err != nil {
 		return err
 	}
 	if req.UUID == "" {
@@ -335,7 +335,7 @@ func (tx *Tx) SaveTask(t *skep.Task) error {
 	if err != nil {
 		return err
 	}
-	tx.batch.wrote(t.ID)
+	tx.batch.wrote(t)
 	err = tx.write(`UPDATE tasks SET state = $2, slice = $3, queue = $4, expires_us = $5, modified_us = $6, ended_us = $7,
 		abandon_us = $8, contact_us = $9, killing = $10, exit_code = $11, duration_secs = $12,
 		failure = $13, internal = $14, fault = $15, cost_usd = $16, output_bytes = $17, outcome = $18, versions = $19, waits = $20 WHERE id = $1`,
@@ -368,7 +368,8 @@ func bit(b bool) int64 {
 // Touch notes that the bot of a running task spoke of it. t is as LockTask
 // returned it, with a new OutputSize and CostUSD.
 func (tx *Tx) Touch(t *skep.Task) error {
-	tx.batch.wrote(t.ID)
+	t.ContactAt, t.ModifiedAt = tx.Now, tx.Now
+	tx.batch.wrote(t)
 	if err := tx.write(`UPDATE tasks SET contact_us = $2, modified_us = $2, cost_usd = $3, output_bytes = $4 WHERE id = $1`,
 		t.ID, micros(tx.Now), t.CostUSD, t.OutputSize); err != nil {
 		return fmt.Errorf("touch task %s: %w", t.ID, err)
@@ -381,7 +382,7 @@ func (tx *Tx) Touch(t *skep.Task) error {
 // server is about to claim.
 func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]*skep.Task, error) {
 	ts, err := tx.locked(`SELECT `+lockColumns+` FROM tasks t
-		WHERE t.waits = 1 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT $3 `+tx.d.skipLocked, queue, micros(tx.Now), limit)
+		WHERE t.waits = 1 AND t.queue = $1 AND t.expires_us > $2 ORDER BY t.priority, t.id LIMIT CAST($3 AS BIGINT) `+tx.d.skipLocked, queue, micros(tx.Now), limit)
 	if err != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
 	}
@@ -402,7 +403,8 @@ func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 	if err != nil {
 		return err
 	}
-	tx.batch.wrote(t.ID)
+	t.ModifiedAt, t.ContactAt = t.StartedAt, t.StartedAt
+	tx.batch.wrote(t)
 	err = tx.write(`UPDATE tasks SET state = $2, waits = 0, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8
 		WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, dims, strings.Join(t.ServerVersions, "\n"))
 	if err != nil {
@@ -413,7 +415,7 @@ func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 
 // ExpiredTasks returns up to limit waiting tasks whose slice has expired.
 func (tx *Tx) ExpiredTasks(limit int) ([]*skep.Task, error) {
-	return tx.locked(`SELECT `+lockColumns+` FROM tasks t WHERE t.waits = 1 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT $2 `+tx.d.skipLocked,
+	return tx.locked(`SELECT `+lockColumns+` FROM tasks t WHERE t.waits = 1 AND t.expires_us <= $1 ORDER BY t.expires_us LIMIT CAST($2 AS BIGINT) `+tx.d.skipLocked,
 		micros(tx.Now), limit)
 }
 

@@ -29,6 +29,8 @@ type Tx struct {
 	known  *looks
 	looks  []lookChange // for the records at hand, once it is committed
 	forget bool         // none of them can be relied on afterwards
+	tags   *tagSets
+	after  []func() // run once it is committed, before anybody is answered
 
 	dirty bool  // it wrote something
 	err   error // the first error of the engine; on PostgreSQL it spoils the transaction
@@ -84,6 +86,7 @@ type change struct {
 type writers struct {
 	open  func(context.Context) (session, error)
 	looks *looks
+	tags  *tagSets
 	d     dialect
 	now   func() time.Time
 	queue chan *change
@@ -94,7 +97,8 @@ type writers struct {
 // writer is one of them.
 type writer struct {
 	*writers
-	s session // nil while the database cannot be reached
+	s    session // nil while the database cannot be reached
+	kept map[skep.TaskID]*skep.Task
 }
 
 var errClosed = skep.Errorf(skep.Unavailable, "the server is shutting down; try again")
@@ -104,7 +108,7 @@ func (ws *writers) start(ctx context.Context) error {
 	ws.queue, ws.stop, ws.ended = make(chan *change, maxBatch), make(chan struct{}), make(chan struct{})
 	all := make([]*writer, ws.d.writers)
 	for i := range all {
-		all[i] = &writer{writers: ws}
+		all[i] = &writer{writers: ws, kept: map[skep.TaskID]*skep.Task{}}
 		if err := all[i].connect(ctx); err != nil {
 			for _, w := range all[:i] {
 				w.disconnect()
@@ -264,14 +268,20 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 	}
 	ctx := context.Background()
 	defer func() {
-		if err != nil && w.s.rollback(ctx) != nil {
-			w.disconnect()
+		if err != nil {
+			clear(w.kept)
+			if w.s.rollback(ctx) != nil {
+				w.disconnect()
+			}
 		}
 	}()
 	if err := w.s.begin(ctx, savepoints); err != nil {
 		return err
 	}
 	b := newBatch(!savepoints)
+	if !savepoints && w.d.writers == 1 {
+		b = soleBatch(w.kept)
+	}
 	if !savepoints {
 		if err := b.read(ctx, w, changes); err != nil {
 			return err
@@ -279,6 +289,7 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 	}
 	wrote, forget := false, false
 	var looks []lookChange
+	var after []func()
 	for _, c := range changes {
 		c.err = nil
 		if c.ctx.Err() != nil {
@@ -290,7 +301,7 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 				return err
 			}
 		}
-		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC(), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks}
+		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC().Truncate(time.Microsecond), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks, tags: w.tags}
 		c.err = call(c.fn, tx)
 		if c.err == nil {
 			c.err = tx.err // an ignored error of the engine is still one
@@ -307,6 +318,7 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 			}
 		default:
 			looks, forget = append(looks, tx.looks...), forget || tx.forget
+			after = append(after, tx.after...)
 		}
 		if savepoints {
 			if _, err := w.s.exec(ctx, "RELEASE SAVEPOINT change"); err != nil {
@@ -323,6 +335,11 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 		w.looks.forget()
 	} else {
 		w.looks.apply(looks)
+	}
+	if err == nil {
+		for _, f := range after {
+			f()
+		}
 	}
 	if err != nil && !savepoints && refused(err) {
 		return errSpoiled // by a statement that was put off

@@ -40,19 +40,30 @@ CREATE TABLE tasks (
 	output_bytes  BIGINT NOT NULL DEFAULT 0,
 	outcome       TEXT    NOT NULL DEFAULT '',
 	versions      TEXT    NOT NULL DEFAULT '',
+	tags          BIGINT NOT NULL DEFAULT 0, -- in tag_sets; 0 = none
 	parent        BIGINT NOT NULL DEFAULT 0,
 	children      BIGINT NOT NULL DEFAULT 0  -- 1 = it may have started others
 ) WITH (fillfactor = 50); -- room for a task's few updates beside it, so they touch no index
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE waits = 1;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
 CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
+CREATE INDEX tasks_of_tags  ON tasks (tags, id);
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
--- Which tasks carry a tag; a tag is the first 63 bits of its SHA-256.
+-- Sets of tags that tasks have. Most tasks share theirs with many others, so a
+-- new task seldom touches these; a set is named by the SHA-256 of its tags.
+CREATE TABLE tag_sets (
+	id      BIGINT PRIMARY KEY,
+	members TEXT    NOT NULL, -- the tags as task_tags has them, for deleting them
+	used_us BIGINT NOT NULL  -- within a day
+);
+CREATE INDEX tag_sets_used ON tag_sets (used_us);
+
+-- Which sets hold a tag; a tag is the first 63 bits of its SHA-256.
 CREATE TABLE task_tags (
 	tag  BIGINT NOT NULL,
-	task BIGINT NOT NULL,
-	PRIMARY KEY (tag, task)
+	tags BIGINT NOT NULL, -- in tag_sets
+	PRIMARY KEY (tag, tags)
 );
 
 -- Output in pieces that never overlap.

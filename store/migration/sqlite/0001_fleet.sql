@@ -40,6 +40,7 @@ CREATE TABLE tasks (
 	output_bytes  INTEGER NOT NULL DEFAULT 0,
 	outcome       TEXT    NOT NULL DEFAULT '',
 	versions      TEXT    NOT NULL DEFAULT '',
+	tags          INTEGER NOT NULL DEFAULT 0, -- in tag_sets; 0 = none
 	parent        INTEGER NOT NULL DEFAULT 0,
 	children      INTEGER NOT NULL DEFAULT 0  -- 1 = it may have started others
 );
@@ -48,20 +49,30 @@ CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
 CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
--- Which tasks carry a tag; a tag is the first 63 bits of its SHA-256.
+-- Sets of tags that tasks have. Most tasks share theirs with many others, so a
+-- new task seldom touches these; a set is named by the SHA-256 of its tags.
+CREATE TABLE tag_sets (
+	id      INTEGER PRIMARY KEY,
+	members TEXT    NOT NULL, -- the tags as task_tags has them, for deleting them
+	used_us INTEGER NOT NULL  -- within a day
+);
+CREATE INDEX tag_sets_used ON tag_sets (used_us);
+
+-- Which sets hold a tag; a tag is the first 63 bits of its SHA-256.
 CREATE TABLE task_tags (
 	tag  INTEGER NOT NULL,
-	task INTEGER NOT NULL,
-	PRIMARY KEY (tag, task)
+	tags INTEGER NOT NULL, -- in tag_sets
+	PRIMARY KEY (tag, tags)
 ) WITHOUT ROWID;
 
--- Output in pieces that never overlap.
+-- Output in pieces that never overlap. They are appended: in a tree of their
+-- own key each piece of a kilobyte would take a page.
 CREATE TABLE task_output (
 	task  INTEGER NOT NULL,
 	start INTEGER NOT NULL,
 	data  BLOB    NOT NULL,
 	PRIMARY KEY (task, start)
-) WITHOUT ROWID;
+);
 
 -- Calls of NewTask that may be repeated.
 CREATE TABLE request_uuids (
