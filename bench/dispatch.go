@@ -11,14 +11,17 @@ import (
 
 const (
 	dispatchColdSamples = 100                   // without start-ahead, into Extra
-	dispatchRest        = 15 * time.Millisecond // until a bot is idle again
+	dispatchRowSamples  = 100                   // without a rest, into Extra
+	dispatchRest        = 30 * time.Millisecond // until a bot is idle again, with the next processes ready
+	dispatchColdRest    = 15 * time.Millisecond // until one is that prepares nothing
 )
 
 // dispatch measures the time from the call that submits a task to the first
 // thing that its command does, on one idle real bot. The command writes a byte
 // into a FIFO; the stamp is taken when the byte arrives here. Extra tells the
-// same without processes started ahead, and how much of it is the command's
-// own start.
+// same without processes started ahead, the same with start-ahead for tasks
+// that follow each other without a rest, so that the bot is still busy with the
+// last one's end; and how much of it is the command's own start.
 func dispatch(ctx context.Context, r *run) (*Report, error) {
 	fifo, err := newFIFO(filepath.Join(r.dir, "fifo"))
 	if err != nil {
@@ -30,36 +33,41 @@ func dispatch(ctx context.Context, r *run) (*Report, error) {
 		return nil, err
 	}
 	fmt.Fprintln(r.Progress, "one bot, started ahead")
-	s, ahead, err := r.dispatches(ctx, fifo, r.samples(minSamples), "1")
+	s, err := r.fleet(ctx, 1, "SKEP_START_AHEAD=1")
 	if err != nil {
 		return nil, err
 	}
+	ahead, err := s.dispatches(ctx, fifo, r.samples(minSamples), dispatchRest)
+	var row []float64
+	if err == nil {
+		row, err = s.dispatches(ctx, fifo, dispatchRowSamples, 0)
+	}
+	if err = errors.Join(err, s.stop()); err != nil {
+		return nil, err
+	}
 	fmt.Fprintln(r.Progress, "one bot, not started ahead")
-	_, cold, err := r.dispatches(ctx, fifo, dispatchColdSamples, "0")
+	c, err := r.fleet(ctx, 1, "SKEP_START_AHEAD=0")
 	if err != nil {
+		return nil, err
+	}
+	cold, err := c.dispatches(ctx, fifo, dispatchColdSamples, dispatchColdRest)
+	if err = errors.Join(err, c.stop()); err != nil {
 		return nil, err
 	}
 	sp := spreadOf(ahead)
 	return &Report{Unit: "ms", Median: sp.Median, P99: sp.P99, N: len(ahead), Extra: s.about(map[string]any{
 		"no_start_ahead_ms":  spreadOf(cold),
 		"no_start_ahead_n":   len(cold),
+		"back_to_back_ms":    spreadOf(row),
+		"back_to_back_n":     len(row),
 		"command":            fifo.command("FIFO"),
 		"command_alone_ms":   own,
 		"rest_between_tasks": dispatchRest.String(),
 	})}, nil
 }
 
-// dispatches takes n samples on a fleet of one bot.
-func (r *run) dispatches(ctx context.Context, fifo *fifo, n int, ahead string) (*service, []float64, error) {
-	s, err := r.fleet(ctx, 1, "SKEP_START_AHEAD="+ahead)
-	if err != nil {
-		return nil, nil, err
-	}
-	took, err := s.dispatches(ctx, fifo, n)
-	return s, took, errors.Join(err, s.stop())
-}
-
-func (s *service) dispatches(ctx context.Context, fifo *fifo, n int) ([]float64, error) {
+// dispatches takes n samples on a fleet of one bot, with a rest after each.
+func (s *service) dispatches(ctx context.Context, fifo *fifo, n int, pause time.Duration) ([]float64, error) {
 	if err := s.settle(ctx); err != nil {
 		return nil, err
 	}
@@ -81,7 +89,7 @@ func (s *service) dispatches(ctx context.Context, fifo *fifo, n int) ([]float64,
 		if _, err := s.await(ctx, ans.TaskId); err != nil {
 			return nil, err
 		}
-		if err := rest(ctx, dispatchRest); err != nil {
+		if err := rest(ctx, pause); err != nil {
 			return nil, err
 		}
 	}
