@@ -29,7 +29,7 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	sum, err := b.runSafely(b.hard, runner.Job{
 		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
 		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: b.costHour(), ReceivedAt: received,
-		CookieDir: "w",
+		CookieDir: "w", Announce: b.announce,
 	})
 	b.cfg.Client.SetSession(sum.Session)
 	log.Info("task ends", "took", b.cfg.Now().Sub(received), "err", err, "internal_error", sum.InternalError)
@@ -41,6 +41,15 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 			b.Error(fmt.Sprintf("task %s: %s", m.TaskID, text))
 		}
 	}
+}
+
+// announce is runner.Job.Announce: the task costs nothing yet.
+func (b *Bot) announce(ctx context.Context, task string) (canceled bool, err error) {
+	res, err := b.cfg.Client.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: task, CostUSD: new(float64)})
+	if err != nil {
+		return false, err
+	}
+	return res.MustStop, nil
 }
 
 // failure says why the run, not the command, failed; "" if it did not.

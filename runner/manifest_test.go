@@ -30,7 +30,7 @@ func FuzzManifest(f *testing.F) {
 		if err != nil && (strings.Contains(err.Error(), "\n") || err.Error() == "") {
 			t.Errorf("error %q", err)
 		}
-		if l := manifestLimits(json.RawMessage(raw)); l.lastDitch() < 0 || l.Grace < 0 {
+		if l, _ := manifestLimits(json.RawMessage(raw)); l.lastDitch() < 0 || l.Grace < 0 {
 			t.Errorf("limits %+v", l)
 		}
 		if _, err := taskContext(nil, m, "http://x", nil); err != nil {

@@ -33,7 +33,7 @@ func RunIsolatedMain(args []string) int {
 		output: os.NewFile(isolatedOutputFD, "output"),
 		start:  make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2),
 	}
-	words := json.NewDecoder(os.Stdin)
+	words := json.NewDecoder(inherited(0, "words"))
 	if code, ok := nextWord(words, &r.setup, "run_isolated"); !ok {
 		return code
 	}
@@ -41,6 +41,9 @@ func RunIsolatedMain(args []string) int {
 	defer closeLog()
 	r.log = log
 	err := r.makeDirs()
+	if err == nil {
+		r.sit()
+	}
 	if code, ok := awaitWord(words, &r.job, "run_isolated", r.Ahead, r.warm); !ok {
 		return code
 	}
@@ -54,7 +57,7 @@ func RunIsolatedMain(args []string) int {
 	if runtime.GOOS != "windows" {
 		r.news = os.NewFile(isolatedNewsFD, "news")
 		go func() {
-			_, _ = os.NewFile(isolatedLifeFD, "life").Read(make([]byte, 1))
+			_, _ = inherited(isolatedLifeFD, "life").Read(make([]byte, 1))
 			r.parentGone <- struct{}{}
 		}()
 	}
@@ -75,6 +78,8 @@ type isolatedRun struct {
 
 	dirs dirs
 	res  result
+	view *proc.View // what the task sees; nil = everything
+	seat *proc.Seat // where the command will start; nil = on any thread
 }
 
 func (r *isolatedRun) listen(words *json.Decoder) {
@@ -170,6 +175,22 @@ func (r *isolatedRun) makeDirs() error {
 	return r.own(d.run, d.out, d.temp, d.home, d.botFile, d.context)
 }
 
+// ownPIDs reports whether the task gets a PID namespace, whose PID 1 sees to
+// its view.
+func (r *isolatedRun) ownPIDs() bool { return r.Place.Method == proc.MethodPIDNS || r.Place.Hidden }
+
+// sit enters the task's view of the file system ahead. Whoever mounts
+// something below ir for a task must do so before, or leave the seat.
+func (r *isolatedRun) sit() {
+	if r.Hide == "" {
+		return
+	}
+	r.view = &proc.View{Hide: r.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
+	if !r.ownPIDs() {
+		r.seat = proc.NewSeat(r.view)
+	}
+}
+
 // prepare writes the files of the run.
 func (r *isolatedRun) prepare() error {
 	d := &r.dirs
@@ -256,10 +277,8 @@ func (r *isolatedRun) command() error {
 		}
 	}
 	cmd := &proc.Cmd{Path: path, Args: argv, Env: env, Dir: r.dirs.cwd, User: r.User, Files: []*os.File{nil, r.output, r.output}}
-	if r.Hide != "" {
-		cmd.View = &proc.View{Hide: r.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
-	}
-	if r.Place.Method == proc.MethodPIDNS || r.Place.Hidden {
+	cmd.View, cmd.Seat = r.view, r.seat
+	if r.ownPIDs() {
 		exe, err := os.Executable()
 		if err != nil {
 			return err

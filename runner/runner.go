@@ -15,6 +15,7 @@
 package runner
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"time"
@@ -55,6 +56,13 @@ type Job struct {
 	Env         map[string]string // what on_before_task set; "" removes
 	BotFile     []byte            // what on_before_task left for ${SWARMING_BOT_FILE}
 	CookieDir   string            // botapi.Options.Dir
+
+	// Announce tells the server that the task begins here, once; canceled is its
+	// answer that the task must not. Run calls it while the runner still gets
+	// ready, over a connection that is open already. When it fails, or is nil,
+	// task_runner does the same with all patience.
+	Announce  func(ctx context.Context, task string) (canceled bool, err error) `json:"-"`
+	Announced bool                                                              // set by Run: a word on the announcement will follow
 }
 
 // Summary is how a run went. It is written to w/task_runner_out.json too,

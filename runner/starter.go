@@ -239,6 +239,16 @@ func (s *Starter) SetHeaders(headers map[string]string) error {
 	return json.NewEncoder(s.running.words).Encode(runnerWord{Headers: headers})
 }
 
+// say gives the runner that runs a word; others get none.
+func (s *Starter) say(p *pair, w runnerWord) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running != p {
+		return nil
+	}
+	return json.NewEncoder(p.words).Encode(w)
+}
+
 func (s *Starter) setup(p *pair, ahead bool) *setup {
 	u := &setup{
 		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
@@ -300,12 +310,14 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 		sum.InternalError = "the manifest is not JSON"
 		return sum, nil
 	}
+	l, bad := manifestLimits(job.Manifest)
+	said, done := job.announce(ctx, l.TaskID, bad == nil)
+	defer done()
 	p, err := s.take()
 	defer s.free()
 	if err != nil {
 		return sum, err
 	}
-	l := manifestLimits(job.Manifest)
 	if err := p.hand(job, l.TaskID); err != nil {
 		// It died while it waited, and did nothing yet.
 		s.cfg.Log.Warn("the waiting runner takes no job; starting another", "err", err)
@@ -318,6 +330,12 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 		}
 	}
 	s.setRunning(p)
+	if job.Announced {
+		go func() {
+			a := <-said
+			_ = s.say(p, runnerWord{Announced: &a})
+		}()
+	}
 	sum = s.await(ctx, p, job, l)
 	s.setRunning(nil)
 	return sum, s.discard(p)
@@ -349,9 +367,11 @@ type limits struct {
 	Grace  int64  `json:"grace_period"`
 }
 
-func manifestLimits(raw json.RawMessage) limits {
-	m, _ := parseManifest(raw)
-	return limits{TaskID: m.TaskID, Hard: max(0, m.HardTimeout), IO: max(0, m.IOTimeout), Grace: max(0, m.GracePeriod)}
+// manifestLimits returns what can be read, and why the manifest will be
+// refused if it will.
+func manifestLimits(raw json.RawMessage) (limits, error) {
+	m, err := parseManifest(raw)
+	return limits{TaskID: m.TaskID, Hard: max(0, m.HardTimeout), IO: max(0, m.IOTimeout), Grace: max(0, m.GracePeriod)}, err
 }
 
 // lastDitch is how long a runner may take; 0 = as long as it likes.

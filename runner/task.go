@@ -30,11 +30,12 @@ type taskRunner struct {
 	timing   timing
 	ended    func() // the task's processes are gone; only the report is left
 
-	began   time.Time   // monotonic, unlike ReceivedAt
-	stopped chan string // why the task must stop; capacity 1, first reason wins
-	lastIO  atomic.Int64
-	headers atomic.Pointer[map[string]string]
-	tokens  *tokenServer // nil when the task has no account
+	began     time.Time         // monotonic, unlike ReceivedAt
+	stopped   chan string       // why the task must stop; capacity 1, first reason wins
+	announced chan announcement // capacity 1; what became of Job.Announce
+	lastIO    atomic.Int64
+	headers   atomic.Pointer[map[string]string]
+	tokens    *tokenServer // nil when the task has no account
 
 	giveUp   atomic.Pointer[context.CancelFunc] // ends the announcement
 	finished atomic.Bool                        // all is reported: our parent need not listen any more
@@ -49,6 +50,12 @@ func (r *taskRunner) watchParent(words *json.Decoder) {
 		}
 		if w.Headers != nil {
 			r.headers.Store(&w.Headers)
+		}
+		if w.Announced != nil {
+			select {
+			case r.announced <- *w.Announced:
+			default:
+			}
 		}
 	}
 	if r.finished.Load() {
@@ -242,8 +249,8 @@ func (r *taskRunner) environ() []string {
 	return e.list()
 }
 
-// announce tells the server that the task begins here and must not be given to
-// another bot any more.
+// announce makes sure that the server knows that the task begins here and must
+// not be given to another bot any more.
 func (r *taskRunner) announce(ctx context.Context) (canceled bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timing.announceFor)
 	defer cancel()
@@ -252,6 +259,16 @@ func (r *taskRunner) announce(ctx context.Context) (canceled bool, err error) {
 		cancel()
 	}
 	defer r.giveUp.Store(nil)
+	if r.Announced {
+		select {
+		case a := <-r.announced:
+			if a.Done {
+				return a.Canceled, nil
+			}
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
 	err = r.persist(ctx, func() error {
 		res, err := r.api.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: r.manifest.TaskID, CostUSD: r.cost()})
 		if err == nil {

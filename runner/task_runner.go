@@ -33,7 +33,7 @@ func TaskRunnerMain([]string) int {
 	}
 	iso, isoErr := startIsolated(exe)
 	term := catchSignals()
-	words := json.NewDecoder(os.Stdin)
+	words := json.NewDecoder(inherited(0, "words"))
 	var u setup
 	if code, ok := nextWord(words, &u, "task_runner"); !ok {
 		iso.abandon()
@@ -55,7 +55,8 @@ func TaskRunnerMain([]string) int {
 	news := json.NewEncoder(os.NewFile(runnerNewsFD, "news"))
 	r := &taskRunner{
 		setup: u, Job: job, log: log, iso: iso, isoErr: isoErr, timing: defaultTiming, began: time.Now(),
-		ended: func() { _ = news.Encode(runnerNews{Ended: true}) },
+		announced: make(chan announcement, 1),
+		ended:     func() { _ = news.Encode(runnerNews{Ended: true}) },
 	}
 	if r.ReceivedAt.IsZero() || r.ReceivedAt.After(r.began) {
 		r.ReceivedAt = r.began

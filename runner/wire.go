@@ -33,7 +33,14 @@ type setup struct {
 
 // runnerWord is any later word to task_runner.
 type runnerWord struct {
-	Headers map[string]string // what Job.Headers are from now on
+	Headers   map[string]string // what Job.Headers are from now on
+	Announced *announcement
+}
+
+// announcement is how Job.Announce went.
+type announcement struct {
+	Done     bool // the server knows that the task begins here
+	Canceled bool // and does not want it any more
 }
 
 // runnerNews are task_runner's words to bot_main.

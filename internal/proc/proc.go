@@ -55,6 +55,7 @@ type Cmd struct {
 	ParentDeath bool  // SIGKILL when the starter dies (Linux)
 	User        *User // nil = the starter's (POSIX)
 	View        *View // nil = the starter's view of the file system (Linux)
+	Seat        *Seat // where View was entered already; nil = enter it now
 
 	cgroup    int    // descriptor of a cgroup v2 directory to start in; 0 = none
 	threads   []int  // descriptors of cgroup v1 "tasks" files that the forking thread joins

@@ -39,7 +39,10 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 	if c.cgroup > 0 {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, c.cgroup
 	}
-	if c.View != nil {
+	switch {
+	case c.Seat != nil && c.Seat.err != nil:
+		return 0, c.Seat.err
+	case c.Seat == nil && c.View != nil:
 		if err := c.View.enter(); err != nil {
 			return 0, err
 		}

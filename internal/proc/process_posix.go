@@ -97,3 +97,5 @@ func Isolate(string, *User) Isolation {
 
 // MayExecute does not know better than the system does here.
 func MayExecute(string, *User) error { return nil }
+
+func (v *View) enter() error { return nil }

@@ -19,7 +19,7 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 		fds[i] = f.Fd()
 	}
 	started := make(chan error, 1)
-	go func() {
+	c.Seat.run(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		pid, err := forkExec(c, fds)
 		runtime.KeepAlive(files)
@@ -30,7 +30,7 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 		p.Pid, p.Started = pid, time.Now()
 		started <- nil
 		p.reap(c.NewGroup)
-	}()
+	})
 	return <-started
 }
 

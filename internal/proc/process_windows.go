@@ -152,3 +152,12 @@ func MayExecute(string, *User) error { return nil }
 
 // Owner is for systems with user ids.
 func Owner(string) uint32 { return 0 }
+
+// Seat is for views, which this system does not have.
+type Seat struct{}
+
+// NewSeat returns nil: there is nothing to prepare.
+func NewSeat(*View) *Seat { return nil }
+
+// Leave does nothing.
+func (s *Seat) Leave() {}

@@ -1,0 +1,15 @@
+//go:build unix
+
+package runner
+
+import (
+	"os"
+	"syscall"
+)
+
+// inherited returns a pipe that our parent gave us, such that waiting for it
+// costs no thread.
+func inherited(fd uintptr, name string) *os.File {
+	_ = syscall.SetNonblock(int(fd), true)
+	return os.NewFile(fd, name)
+}
