@@ -102,8 +102,8 @@ func read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 
 // readWith hands a body of at most limit bytes to use, which must not keep it.
 func readWith(w http.ResponseWriter, r *http.Request, limit int64, use func(body []byte) error) error {
-	if ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || ct != "application/json" {
-		return skep.Invalidf("Content-Type", "is %q, want application/json; charset=utf-8", r.Header.Get("Content-Type"))
+	if ct := r.Header.Get("Content-Type"); !isJSON(ct) {
+		return skep.Invalidf("Content-Type", "is %q, want application/json; charset=utf-8", ct)
 	}
 	buf := buffers.Get().(*bytes.Buffer)
 	buf.Reset()
@@ -122,6 +122,15 @@ func readWith(w http.ResponseWriter, r *http.Request, limit int64, use func(body
 		return skep.Invalidf("body", "is not valid UTF-8")
 	}
 	return use(buf.Bytes())
+}
+
+// isJSON reports whether a Content-Type is that of JSON.
+func isJSON(contentType string) bool {
+	if strings.EqualFold(contentType, "application/json; charset=utf-8") { // what nearly all send
+		return true
+	}
+	ct, _, err := mime.ParseMediaType(contentType)
+	return err == nil && ct == "application/json"
 }
 
 func decode(body []byte, v any) error {

@@ -1,14 +1,13 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -18,10 +17,12 @@ import (
 	"github.com/skepdev/skep/scheduler"
 )
 
-var (
-	sessionIDForm   = regexp.MustCompile(`^[a-z0-9\-_/]{1,50}$`)
-	requestUUIDForm = regexp.MustCompile(`^[a-zA-Z0-9\-_/]{0,50}$`)
-)
+var sessionIDForm = regexp.MustCompile(`^[a-z0-9\-_/]{1,50}$`)
+
+// isRequestUUID reports whether s can be the key of a call.
+func isRequestUUID(s string) bool {
+	return len(s) <= 50 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_/") == ""
+}
 
 // maxBotID bounds the name of a bot, as for any dimension value.
 const maxBotID = skep.MaxDimensionValue
@@ -87,10 +88,16 @@ func (st *botState) read(state []byte) error {
 // it quarantines the bot instead of failing the call, so that it is seen.
 // spec scheduler.md §8.4.
 func (s *Server) describe(r *http.Request, id skep.BotID, a *botapi.Attributes) (*skep.Bot, botState) {
+	a.State = compacted(a.State)
 	return s.describeKnown(r, id, a, false)
 }
 
-// describeKnown is describe, for dimensions that the scheduler knows already.
+func compacted(state []byte) []byte {
+	return jsonscan.AppendCompact(make([]byte, 0, len(state)), state)
+}
+
+// describeKnown is describe, for a state without white space and, if known,
+// dimensions that the scheduler knows already.
 func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attributes, known bool) (*skep.Bot, botState) {
 	b := &skep.Bot{
 		ID: id, Dimensions: a.Dimensions, Version: clip(a.Version, 256), ExternalIP: peerIP(r), Authenticated: callerOf(r.Context()).identity,
@@ -116,7 +123,7 @@ func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attribu
 		faults = append(faults, "state is not a JSON object of the expected form")
 		b.State = json.RawMessage("{}")
 	} else {
-		b.State = jsonscan.AppendCompact(make([]byte, 0, len(a.State)), a.State)
+		b.State = a.State
 	}
 	if a.Version == "" {
 		faults = append(faults, "version is missing")
@@ -237,8 +244,8 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	switch {
-	case !requestUUIDForm.MatchString(req.RequestUUID):
-		return skep.Invalidf("request_uuid", "%.60q does not match %s", req.RequestUUID, requestUUIDForm)
+	case !isRequestUUID(req.RequestUUID):
+		return skep.Invalidf("request_uuid", "%.60q is not at most 50 letters, digits, -, _ or /", req.RequestUUID)
 	case req.Wait < 0 || math.IsNaN(req.Wait):
 		return skep.Invalidf("wait", "is %v, want 0 to %v seconds", req.Wait, scheduler.MaxWait.Seconds())
 	}
@@ -295,33 +302,21 @@ func (s *Server) decodePoll(body []byte, req *botapi.PollRequest) (source schedu
 			if req.Dimensions, known = s.sched.Dimensions(source); known {
 				return nil
 			}
-			return member("dimensions", value, &req.Dimensions)
+			return member(name, value, &req.Dimensions)
 		case "state":
-			req.State = bytes.Clone(value)
+			req.State = compacted(value)
 		case "version":
-			return member("version", value, &req.Version)
+			return member(name, value, &req.Version)
 		case "session":
-			return member("session", value, &req.Session)
+			return member(name, value, &req.Session)
 		case "request_uuid":
-			return member("request_uuid", value, &req.RequestUUID)
+			return member(name, value, &req.RequestUUID)
 		case "wait":
-			return member("wait", value, &req.Wait)
+			return member(name, value, &req.Wait)
 		}
 		return nil
 	})
-	if errors.Is(err, jsonscan.ErrSyntax) || errors.Is(err, jsonscan.ErrNotObject) {
-		err = skep.Invalidf("body", "is not the JSON expected: %v", err)
-	}
-	return source, known, err
-}
-
-// member decodes one member of a body.
-func member(name string, value []byte, v any) error {
-	err := json.Unmarshal(value, v)
-	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return skep.Invalidf(name, "is a JSON %s, want %s", te.Value, te.Type)
-	}
-	return err
+	return source, known, badBody(err)
 }
 
 func sleep(w http.ResponseWriter, ans *botapi.PollResponse, secs float64, quarantined bool) error {
@@ -361,8 +356,8 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return skep.Invalidf("event", "%.60q is not bot_error, bot_log, bot_rebooting or bot_shutdown", req.Event)
 	}
-	if !requestUUIDForm.MatchString(req.RequestUUID) {
-		return skep.Invalidf("request_uuid", "%.60q does not match %s", req.RequestUUID, requestUUIDForm)
+	if !isRequestUUID(req.RequestUUID) {
+		return skep.Invalidf("request_uuid", "%.60q is not at most 50 letters, digits, -, _ or /", req.RequestUUID)
 	}
 	sp, err := s.speaks(r, first(req.Dimensions["id"]), req.Session)
 	if err != nil {

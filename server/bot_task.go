@@ -13,7 +13,9 @@ import (
 
 func (s *Server) taskUpdate(w http.ResponseWriter, r *http.Request) error {
 	var req botapi.TaskUpdate
-	if err := read(w, r, maxUpdate, &req); err != nil {
+	if err := readWith(w, r, maxUpdate, func(body []byte) error {
+		return decodeMembers(body, func(name []byte) any { return updateField(&req, name) })
+	}); err != nil {
 		return err
 	}
 	if req.Wait < 0 || math.IsNaN(req.Wait) {

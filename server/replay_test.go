@@ -289,7 +289,7 @@ func TestBadBotInput(t *testing.T) {
 		{"negative offset", botapi.PathTaskUpdate, up(`"output":"eA==","output_chunk_start":-1`), 400, "output_chunk_start"},
 		{"offset that overflows", botapi.PathTaskUpdate, up(`"output":"eA==","output_chunk_start":9223372036854775807`), 400, "output_chunk_start"},
 		{"offset beyond 64 bits", botapi.PathTaskUpdate, up(`"output":"eA==","output_chunk_start":92233720368547758070`), 400, "output_chunk_start"},
-		{"output that is not base64", botapi.PathTaskUpdate, up(`"output":"%"`), 400, "body"},
+		{"output that is not base64", botapi.PathTaskUpdate, up(`"output":"%"`), 400, "output"},
 		{"negative cost", botapi.PathTaskUpdate, up(`"cost_usd":-1`), 400, "cost_usd"},
 		{"negative duration", botapi.PathTaskUpdate, up(`"exit_code":0,"duration":-1`), 400, "duration"},
 		{"exit code without duration", botapi.PathTaskUpdate, up(`"exit_code":0`), 400, "duration"},

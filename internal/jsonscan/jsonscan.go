@@ -3,6 +3,7 @@
 package jsonscan
 
 import (
+	"bytes"
 	"errors"
 	"unicode/utf8"
 )
@@ -48,21 +49,33 @@ func Members(doc []byte, visit func(name, value []byte) error) error {
 
 // AppendCompact appends valid JSON without the white space between its tokens.
 func AppendCompact(to, doc []byte) []byte {
-	from, quoted := 0, false
+	from := 0
 	for i := 0; i < len(doc); i++ {
 		switch doc[i] {
 		case '"':
-			quoted = !quoted
-		case '\\':
-			i++ // only in strings
+			i = closing(doc, i)
 		case ' ', '\t', '\n', '\r':
-			if !quoted {
-				to = append(to, doc[from:i]...)
-				from = i + 1
-			}
+			to = append(to, doc[from:i]...)
+			from = i + 1
 		}
 	}
 	return append(to, doc[from:]...)
+}
+
+// closing returns where the string ends that begins at i.
+func closing(doc []byte, i int) int {
+	for i++; i < len(doc); i++ {
+		n := bytes.IndexByte(doc[i:], '"')
+		if n < 0 {
+			break
+		}
+		slash := bytes.IndexByte(doc[i:i+n], '\\')
+		if slash < 0 {
+			return i + n
+		}
+		i += slash + 1 // what it escapes ends nothing
+	}
+	return len(doc)
 }
 
 // scanner reads one document; once it is bad it stays so.
