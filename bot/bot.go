@@ -63,6 +63,11 @@ type Config struct {
 	// Reboot restarts the host and waits until that happens. It returns only
 	// when it did not happen, or ctx ended; nil = this bot must not.
 	Reboot func(ctx context.Context, reason string) error
+	// Code is the bot's own code, for updates; nil = it is never replaced.
+	Code Code
+	// Become replaces this process by one that runs exe as this bot. It returns
+	// only when that did not work.
+	Become func(exe, reason string) error
 	// Clean makes the bot's directory tidy, once, after the first handshake; nil
 	// = nothing to do. Each error becomes an event.
 	Clean func() []error
@@ -86,6 +91,7 @@ type Bot struct {
 	pollErrs  backoff.Exponential
 	rush      backoff.Exponential // for servers that neither wait nor let us sleep
 	badCmds   backoff.Exponential
+	passed    context.CancelFunc // ends the trial of new code; nil when there is none
 
 	mu       sync.Mutex
 	assigned map[string][]string // dimensions that the server sets
@@ -171,6 +177,7 @@ func (b *Bot) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { b.Stop("the bot's program ends") })()
 	defer b.stopHard()
 	defer b.closeRunner()
+	b.prove()
 	if err := b.handshake(); err != nil {
 		return nil //nolint:nilerr // told to end before it began
 	}

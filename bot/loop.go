@@ -38,6 +38,7 @@ func (b *Bot) step() {
 		return
 	}
 	b.pollErrs.Reset()
+	b.pass()
 	b.act(res, manifest, start)
 }
 
@@ -68,6 +69,9 @@ func (b *Bot) pollOnce(ctx context.Context, key string) (*botapi.PollResponse, j
 	req := &botapi.PollRequest{RequestUUID: key}
 	if b.cfg.Wait > 0 {
 		req.Wait = b.cfg.Wait.Seconds()
+	}
+	if b.passed != nil { // new code proves itself by an answer, not by work
+		req.Wait = min(req.Wait, provingWait.Seconds())
 	}
 	ready := b.cfg.Machine.Ready()
 	call, cancel := context.WithCancelCause(ctx)
@@ -140,6 +144,7 @@ func (b *Bot) act(res *botapi.PollResponse, manifest json.RawMessage, polled tim
 
 	switch res.Cmd {
 	case botapi.CmdSleep:
+		b.keepGood(false)
 		b.sleep(*res.Duration, time.Since(polled))
 	case botapi.CmdRun:
 		b.rush.Reset()
@@ -148,8 +153,7 @@ func (b *Bot) act(res *botapi.PollResponse, manifest json.RawMessage, polled tim
 	case botapi.CmdTerminate:
 		b.terminate(res.TaskID)
 	case botapi.CmdUpdate:
-		b.Error(fmt.Sprintf("told to update to %s: this bot (%s) cannot update itself yet; restart it with the new code", res.Version, b.cfg.Version))
-		_ = b.badCmds.Sleep(b.idle, 0)
+		b.update(res.Version)
 	case botapi.CmdBotRestart:
 		b.restart(res.Message)
 	case botapi.CmdHostReboot, botapi.CmdRestart:

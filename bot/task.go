@@ -33,7 +33,9 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	})
 	b.cfg.Client.SetSession(sum.Session)
 	log.Info("task ends", "took", b.cfg.Now().Sub(received), "err", err, "internal_error", sum.InternalError)
-	if text := b.failure(sum, err); text != "" {
+	text := b.failure(sum, err)
+	b.keepGood(text == "" && sum.ExitCode != nil && *sum.ExitCode == 0)
+	if text != "" {
 		if !sum.InternalErrorReported {
 			b.taskError(m.TaskID, text)
 		}

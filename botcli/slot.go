@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,16 +38,6 @@ func (s *site) enterSlot(lock *bot.Lock) error {
 		return fmt.Errorf("copy this bot to %s: %w", slot, err)
 	}
 	return replace(lock, slot, os.Environ())
-}
-
-// restart is bot.Config.Restart.
-func (s *site) restart(log *slog.Logger, lock *bot.Lock, token, reason string) error {
-	log.Info("restarting", "reason", reason)
-	env := os.Environ()
-	if token != "" {
-		env = append(env, envToken+"="+token) // the next process takes it out again
-	}
-	return replace(lock, s.exe, env)
 }
 
 // replace runs exe with our arguments in place of this process. The lock goes

@@ -117,7 +117,7 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	b, err := s.newBot(ctx, log, token, func(reason string) error { return s.restart(log, lock, token, reason) })
+	b, err := s.newBot(ctx, log, lock, token)
 	if err != nil {
 		log.Error("cannot start", "err", err)
 		return 1, nil
@@ -147,7 +147,7 @@ func takeToken(log *slog.Logger) string {
 
 // newBot wires a bot for this site. When ctx ends, nothing that looks at the
 // machine goes on.
-func (s *site) newBot(ctx context.Context, log *slog.Logger, token string, restart func(string) error) (*bot.Bot, error) {
+func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, token string) (*bot.Bot, error) {
 	id := botID()
 	setEnvironment(id)
 	version := make(chan string, 1)
@@ -185,12 +185,15 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, token string, resta
 	if err != nil {
 		return nil, err
 	}
+	own := <-version
+	code := s.updater(own, client, log)
 	cfg := bot.Config{
-		ID: id, Dir: s.dir, Version: <-version, Server: s.config.Server, Client: client, Headers: headers,
+		ID: id, Dir: s.dir, Version: own, Code: code, Server: s.config.Server, Client: client, Headers: headers,
 		RootCAs: []byte(s.config.TLSCA), Machine: machine,
 		Runner:     starter,
 		StartAhead: os.Getenv(envStartAhead) != "0",
-		Restart:    restart,
+		Restart:    func(reason string) error { return s.become(log, lock, code, token, s.exe, reason) },
+		Become:     func(exe, reason string) error { return s.become(log, lock, code, token, exe, reason) },
 		Clean:      func() []error { return bot.CleanDir(s.dir) },
 		Log:        log,
 	}

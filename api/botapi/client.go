@@ -309,6 +309,32 @@ func (c *Client) Token(ctx context.Context, path string, req *TokenRequest) (*To
 	return res, nil
 }
 
+// BotCode returns the bot code with this digest from offset on; the caller
+// closes it and checks what came. It takes as long as ctx lets it.
+func (c *Client) BotCode(ctx context.Context, digest string, offset int64) (io.ReadCloser, error) {
+	path := PathBotCode + digest
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	c.setHeaders(req, false)
+	want := http.StatusOK
+	if offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+		want = http.StatusPartialContent
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, &Error{Path: path, Text: "no answer: " + withoutURL(err).Error(), Transient: true, cause: err}
+	}
+	if res.StatusCode == want {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+	return nil, refusal(path, res, body)
+}
+
 // Ping asks whether the server is there. It needs no session.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.call(ctx, http.MethodGet, PathServerPing, 0, nil)

@@ -7,8 +7,10 @@
 package proc
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -143,12 +145,17 @@ func (c *Cmd) files() (null *os.File, files []*os.File, err error) {
 	return null, files, nil
 }
 
-// Output runs a helper and returns what it wrote to its standard output. env
+// Output runs a helper and returns what it wrote to its standard output; the
+// error of one that failed holds what it complained about. env
 // is its whole environment; nil = the caller's. When ctx ends, the helper is
 // killed.
 func Output(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = env
 	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
-	return cmd.Output()
+	out, err := cmd.Output()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && len(e.Stderr) > 0 {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(e.Stderr))
+	}
+	return out, err
 }

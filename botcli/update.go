@@ -1,0 +1,110 @@
+package botcli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/skepdev/skep/bot"
+	"github.com/skepdev/skep/bot/update"
+	"github.com/skepdev/skep/internal/logfile"
+	"github.com/skepdev/skep/internal/proc"
+)
+
+// updater returns what replaces this bot's code.
+func (s *site) updater(version string, from update.Code, log *slog.Logger) *update.Updater {
+	return &update.Updater{Dir: s.dir, Self: s.exe, Version: version, From: from, Check: checkExe, Now: time.Now, Log: log}
+}
+
+// checkExe runs the is_fine of an executable. It gets no credential: it only
+// looks whether the server is there.
+func checkExe(ctx context.Context, exe string) error {
+	_, err := output(ctx, exe, "is_fine")
+	return err
+}
+
+// become is bot.Config.Become.
+func (s *site) become(log *slog.Logger, lock *bot.Lock, u *update.Updater, token, exe, reason string) error {
+	log.Info("becoming other code", "exe", exe, "reason", reason)
+	if t := u.Trial(); t != nil && t.Slot == filepath.Base(exe) {
+		if err := startGuard(s.exe, t.Version, token); err != nil {
+			log.Warn("nobody watches the update", "err", err)
+		}
+	}
+	env := os.Environ()
+	if token != "" {
+		env = append(env, envToken+"="+token) // the next process takes it out again
+	}
+	return replace(lock, exe, env)
+}
+
+// startGuard leaves a process of this code behind that outlives it and watches
+// over the trial of other code. The credential goes through its standard input.
+func startGuard(exe, version, token string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer w.Close()
+	if _, err := proc.Start(&proc.Cmd{
+		Path: exe, Args: []string{exe, "guard", version}, Env: os.Environ(), Files: []*os.File{r}, NewGroup: true,
+	}); err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, token) // far shorter than a pipe holds
+	return err
+}
+
+// guard is the process that startGuard starts: guard VERSION.
+func guard(e Env) int {
+	if len(e.Args) != 1 {
+		return fail(e, errors.New("guard is started by a bot that updates itself"))
+	}
+	// The file that runs here may be the slot's predecessor; its name is all that
+	// matters.
+	s, err := openSite()
+	if err != nil {
+		return fail(e, err)
+	}
+	token, err := io.ReadAll(io.LimitReader(e.Stdin, 64<<10))
+	if err != nil {
+		return fail(e, err)
+	}
+	_ = bot.HideProcess() // as it holds a credential; where that cannot be, the bot said so
+	signal.Ignore(syscall.SIGHUP)
+	logs, err := logfile.Open(filepath.Join(s.dir, "logs", "guard.log"))
+	if err != nil {
+		return fail(e, err)
+	}
+	defer logs.Close()
+	log := logfile.New(logs)
+	u := s.updater("", nil, log)
+	err = u.Guard(context.Background(), e.Args[0],
+		func() {
+			if pid, ok := bot.Running(s.dir); ok && pid > 0 {
+				if p, err := os.FindProcess(pid); err == nil {
+					_ = p.Kill()
+				}
+			}
+		},
+		func() bool { _, ok := bot.Running(s.dir); return ok },
+		func() error {
+			log.Warn("nobody started the bot again; starting the last known good code", "exe", u.Good())
+			env := os.Environ()
+			if len(token) > 0 {
+				env = append(env, envToken+"="+string(token))
+			}
+			return execSelf(u.Good(), []string{u.Good(), "start_bot"}, env)
+		})
+	if err != nil {
+		return fail(e, err)
+	}
+	return 0
+}
