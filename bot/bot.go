@@ -102,6 +102,7 @@ type Bot struct {
 	task     string // run id in hand
 	lastGood map[string][]string
 	polled   time.Time // last answered poll
+	costHour float64   // USD, as last told to the server
 }
 
 type hooksID struct {
@@ -248,6 +249,7 @@ func (b *Bot) attributes() botapi.Attributes {
 	} else {
 		b.lastGood = dims
 	}
+	b.costHour, _ = state["cost_usd_hour"].(float64)
 	state["bot_config"] = b.hooks
 	state["sleep_streak"] = b.streak
 	if b.illness != "" {

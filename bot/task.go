@@ -21,14 +21,13 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 		b.refuseManifest(raw)
 		return
 	}
-	b.setTask(m.TaskID)
+	cost := b.setTask(m.TaskID)
 	defer b.setTask("")
 	b.waitPrepared()
 	log := b.log.With("task", m.TaskID)
-	log.Info("task begins")
 	sum, err := b.runSafely(b.hard, runner.Job{
 		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
-		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: b.costHour(), ReceivedAt: received,
+		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: cost, ReceivedAt: received,
 		CookieDir: "w", Announce: b.announce,
 	})
 	b.cfg.Client.SetSession(sum.Session)
@@ -143,13 +142,10 @@ func (b *Bot) headers() map[string]string {
 	return b.cfg.Headers()
 }
 
-func (b *Bot) costHour() float64 {
-	c, _ := b.cfg.Machine.State()["cost_usd_hour"].(float64)
-	return c
-}
-
-func (b *Bot) setTask(id string) {
+// setTask notes the task in hand and returns what an hour of it costs, in USD.
+func (b *Bot) setTask(id string) float64 {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.task = id
-	b.mu.Unlock()
+	return b.costHour
 }

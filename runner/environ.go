@@ -176,7 +176,7 @@ func (d *dirs) replace(s, task string) string {
 	if task != "" {
 		s = strings.ReplaceAll(s, "${SWARMING_TASK_ID}", task)
 	}
-	for _, p := range []struct{ name, path string }{{"${ISOLATED_OUTDIR}", d.out}, {"${SWARMING_BOT_FILE}", d.botFile}} {
+	for _, p := range []struct{ name, path string }{{"${ISOLATED_OUTDIR}", d.out}, {botFilePlaceholder, d.botFile}} {
 		if p.path != "" && strings.Contains(s, p.name) {
 			s = filepath.FromSlash(strings.ReplaceAll(s, p.name, p.path))
 		}
@@ -197,5 +197,22 @@ func (d *dirs) command(argv []string, task string) []string {
 	}
 	return out
 }
+
+// wantsBotFile reports whether the task can come to know of the file that
+// on_before_task fills. Most cannot, and every file costs.
+func (j *isolatedJob) wantsBotFile() bool {
+	names := func(s string) bool { return strings.Contains(s, botFilePlaceholder) }
+	if len(j.BotFile) > 0 || slices.ContainsFunc(j.Command, names) {
+		return true
+	}
+	for _, v := range j.Env {
+		if names(v) {
+			return true
+		}
+	}
+	return false
+}
+
+const botFilePlaceholder = "${SWARMING_BOT_FILE}"
 
 const agentPlaceholder = "${BUILDBUCKET_AGENT_CONTEXT_FILE}"

@@ -44,7 +44,7 @@ func RunIsolatedMain(args []string) int {
 	if err == nil {
 		r.sit()
 	}
-	if code, ok := awaitWord(words, &r.job, "run_isolated", r.Ahead, r.warm); !ok {
+	if code, ok := awaitWord(words, &r.job, "run_isolated", r.Ahead, r.warm()); !ok {
 		return code
 	}
 	r.Place.Label = taskLabel(r.job.TaskID)
@@ -167,12 +167,10 @@ func (r *isolatedRun) makeDirs() error {
 		}
 	}
 	d.botFile = filepath.Join(d.temp, "bot_file.json")
-	for _, path := range []string{d.botFile, d.context} {
-		if err := os.WriteFile(path, nil, 0o600); err != nil {
-			return err
-		}
+	if err := os.WriteFile(d.context, nil, 0o600); err != nil {
+		return err
 	}
-	return r.own(d.run, d.out, d.temp, d.home, d.botFile, d.context)
+	return r.own(d.run, d.out, d.temp, d.home, d.context)
 }
 
 // ownPIDs reports whether the task gets a PID namespace, whose PID 1 sees to
@@ -194,8 +192,8 @@ func (r *isolatedRun) sit() {
 // prepare writes the files of the run.
 func (r *isolatedRun) prepare() error {
 	d := &r.dirs
-	if len(r.job.BotFile) > 0 {
-		if err := os.WriteFile(d.botFile, r.job.BotFile, 0o600); err != nil {
+	if r.job.wantsBotFile() {
+		if err := errors.Join(os.WriteFile(d.botFile, r.job.BotFile, 0o600), r.own(d.botFile)); err != nil {
 			return err
 		}
 	}

@@ -65,8 +65,8 @@ type Job struct {
 	Announced bool                                                              // set by Run: a word on the announcement will follow
 }
 
-// Summary is how a run went. It is written to w/task_runner_out.json too,
-// without the session. spec bot.md §4.9.
+// Summary is how a run went. Where task_runner cannot tell bot_main, it writes
+// it to w/task_runner_out.json, without the session. spec bot.md §4.9.
 type Summary struct {
 	ExitCode              *int64 `json:"exit_code"` // −1: canceled before it began; nil: unknown
 	HardTimeout           bool   `json:"hard_timeout"`

@@ -336,6 +336,10 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 			_ = s.say(p, runnerWord{Announced: &a})
 		}()
 	}
+	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), job.Manifest, 0o600); err != nil {
+		s.cfg.Log.Warn("the manifest is not kept", "err", err) // the runner has it
+	}
+	s.cfg.Log.Info("task begins", "task", l.TaskID)
 	sum = s.await(ctx, p, job, l)
 	s.setRunning(nil)
 	return sum, s.discard(p)
@@ -343,9 +347,6 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 
 // hand gives a waiting runner its job.
 func (p *pair) hand(job Job, task string) error {
-	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), job.Manifest, 0o600); err != nil {
-		return err
-	}
 	if p.place.Method == proc.MethodSubreaper && task != "" {
 		p.place.Label = taskLabel(task)
 		if err := writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {

@@ -80,6 +80,17 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	defer r.end()
+	// What run_isolated prepares is on the way to the command, a client of ours
+	// is not; only tokens need one.
+	text, client := "", (*botapi.ClientError)(nil)
+	var prepErr error
+	early := false
+	if err == nil && r.isoErr == nil {
+		text, client = unsupported(m)
+		if early = client == nil && len(accountsOf(m)) == 0; early {
+			prepErr = r.prepare()
+		}
+	}
 	if cerr := r.connect(); cerr != nil {
 		s.InternalError = errors.Join(err, cerr).Error()
 		return s
@@ -110,11 +121,14 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 	case r.isoErr != nil:
 		return r.fault(stopCtx, s, r.isoErr.Error(), nil)
 	}
-	if text, client := unsupported(m); client != nil {
+	if client != nil {
 		return r.fault(stopCtx, s, text, client)
 	}
-	if err := r.prepare(); err != nil {
-		return r.fault(stopCtx, s, err.Error(), nil)
+	if !early {
+		prepErr = r.prepare()
+	}
+	if prepErr != nil {
+		return r.fault(stopCtx, s, prepErr.Error(), nil)
 	}
 	canceled, err := r.announce(stopCtx)
 	if err != nil && len(r.stopped) > 0 {

@@ -45,7 +45,7 @@ func TaskRunnerMain([]string) int {
 	log, closeLog := openLog(filepath.Join(dir, "logs", "task_runner.log"))
 	defer closeLog()
 	var job Job
-	if code, ok := awaitWord(words, &job, "task_runner", u.Ahead, warmRunner); !ok {
+	if code, ok := awaitWord(words, &job, "task_runner", u.Ahead, warmRunner()); !ok {
 		iso.abandon()
 		return code
 	}
@@ -64,14 +64,15 @@ func TaskRunnerMain([]string) int {
 	r.headers.Store(&job.Headers)
 	go r.watchParent(words)
 	s := r.run(term)
-	if err := writeJSON(filepath.Join(r.Dir, "task_runner_out.json"), s); err != nil {
-		log.Error("task_runner_out.json not written", "err", err)
-	}
 	r.finished.Store(true)
 	if err := news.Encode(runnerNews{Summary: &summaryOnWire{
 		ExitCode: s.ExitCode, HardTimeout: s.HardTimeout, IOTimeout: s.IOTimeout,
 		InternalError: s.InternalError, Reported: s.InternalErrorReported, Session: s.Session,
 	}}); err != nil {
+		// Nobody listens any more; whoever looks into w finds how it went.
+		if err := writeJSON(filepath.Join(r.Dir, "task_runner_out.json"), s); err != nil {
+			log.Error("task_runner_out.json not written", "err", err)
+		}
 		return 1
 	}
 	return 0
@@ -92,9 +93,10 @@ func nextWord(words *json.Decoder, v any, who string) (code int, ok bool) {
 }
 
 // awaitWord is nextWord for a word that may take hours: when it does not come
-// soon, warm gets the process ready for it. A busy bot, whose next job is there
-// at once, has better uses for the processor.
-func awaitWord(words *json.Decoder, v any, who string, ahead bool, warm func()) (code int, ok bool) {
+// soon, warm gets the process ready for it, step by step until the word is
+// there. A busy bot, whose next job comes at once, has better uses for the
+// processor.
+func awaitWord(words *json.Decoder, v any, who string, ahead bool, warm []func()) (code int, ok bool) {
 	if !ahead {
 		return nextWord(words, v, who)
 	}
@@ -103,20 +105,29 @@ func awaitWord(words *json.Decoder, v any, who string, ahead bool, warm func()) 
 		defer close(came)
 		code, ok = nextWord(words, v, who)
 	}()
-	t := time.NewTimer(idleBeforeWarm)
-	defer t.Stop()
-	select {
-	case <-came:
-		return code, ok
-	case <-t.C:
-		warm()
+	next := time.After(idleBeforeWarm)
+	for _, step := range warm {
+		select {
+		case <-came:
+			return code, ok
+		case <-next:
+			step()
+			next = now
+		}
 	}
 	<-came
 	return code, ok
 }
 
+// now is a time that has come.
+var now = func() <-chan time.Time {
+	c := make(chan time.Time)
+	close(c)
+	return c
+}()
+
 // idleBeforeWarm tells a bot with a queue of work from one without.
-const idleBeforeWarm = 20 * time.Millisecond
+const idleBeforeWarm = 12 * time.Millisecond
 
 func openLog(path string) (*slog.Logger, func()) {
 	f, err := logfile.Open(path)

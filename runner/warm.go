@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
@@ -22,18 +21,22 @@ import (
 const warmManifest = `{"task_id":"10","bot_id":"b","bot_dimensions":{"id":["b"]},"hard_timeout":1,"grace_period":1,"io_timeout":1,
 "command":["true"],"env":{"A":"b"},"env_prefixes":{"P":["x"]},"caches":[],"service_accounts":{"system":{"service_account":"none"}}}`
 
-func warmRunner() {
-	m, _ := parseManifest(json.RawMessage(warmManifest))
-	ctx, _ := taskContext(nil, m, "http://127.0.0.1", nil)
-	_ = json.NewEncoder(io.Discard).Encode(isolatedJob{Command: m.Command, Env: m.Env, Context: ctx})
-	_ = json.NewEncoder(io.Discard).Encode(isolatedWord{Go: true})
-	_ = json.NewEncoder(io.Discard).Encode(runnerNews{Summary: &summaryOnWire{}})
-	_, _ = json.Marshal(Summary{})
-	for _, v := range []any{&Job{}, &result{}, &isolatedNews{}} {
-		_ = json.Unmarshal([]byte(`{"Manifest":{},"exit_code":0,"stats":{"cleanup":{"duration":1}},"done":true}`), v)
+func warmRunner() []func() {
+	return []func(){
+		func() {
+			m, _ := parseManifest(json.RawMessage(warmManifest))
+			ctx, _ := taskContext(nil, m, "http://127.0.0.1", nil)
+			_ = json.NewEncoder(io.Discard).Encode(isolatedJob{Command: m.Command, Env: m.Env, Context: ctx})
+		},
+		func() {
+			_ = json.NewEncoder(io.Discard).Encode(isolatedWord{Go: true})
+			_ = json.NewEncoder(io.Discard).Encode(runnerNews{Summary: &summaryOnWire{}})
+			for _, v := range []any{&Job{}, &runnerWord{}, &result{}, &isolatedNews{}} {
+				_ = json.Unmarshal([]byte(`{"Manifest":{},"Announced":{},"exit_code":0,"stats":{"cleanup":{"duration":1}},"done":true}`), v)
+			}
+		},
+		warmCall,
 	}
-	warmCall()
-	debug.FreeOSMemory()
 }
 
 // warmCall makes one call to ourselves.
@@ -66,16 +69,23 @@ func warmCall() {
 	c.CloseIdle()
 }
 
-func (r *isolatedRun) warm() {
-	for _, v := range []any{&isolatedJob{}, &isolatedWord{}} {
-		_ = json.Unmarshal([]byte(`{"Command":["a"],"Env":{"a":"b"},"Environ":["a=b"],"Context":{"a":{}},"go":true}`), v)
+func (r *isolatedRun) warm() []func() {
+	return []func(){
+		func() {
+			for _, v := range []any{&isolatedJob{}, &isolatedWord{}} {
+				_ = json.Unmarshal([]byte(`{"Command":["a"],"Env":{"a":"b"},"Environ":["a=b"],"Context":{"a":{}},"go":true}`), v)
+			}
+		},
+		func() {
+			_ = taskEnviron(&isolatedJob{Environ: []string{"A=b"}}, r.dirs)
+			_, _ = lookup("true", r.dirs.run, "/bin", r.mayExecute)
+			// A directory is no program: this forks, and nothing runs.
+			_, _ = proc.Start(&proc.Cmd{Path: "/", Args: []string{"/"}, Dir: r.dirs.run, User: r.User, Files: []*os.File{nil, nil, nil}})
+		},
+		func() {
+			code, secs := int64(0), 1.0
+			_, _ = json.Marshal(result{ExitCode: &code, Duration: &secs, Stats: resultStats{Isolated: &botapi.IsolatedStats{}}})
+			_ = json.NewEncoder(io.Discard).Encode(isolatedNews{Started: true})
+		},
 	}
-	code, secs := int64(0), 1.0
-	_, _ = json.Marshal(result{ExitCode: &code, Duration: &secs, Stats: resultStats{Isolated: &botapi.IsolatedStats{}}})
-	_ = json.NewEncoder(io.Discard).Encode(isolatedNews{Started: true})
-	_ = taskEnviron(&isolatedJob{Environ: []string{"A=b"}}, r.dirs)
-	_, _ = lookup("true", r.dirs.run, "/bin", r.mayExecute)
-	// A directory is no program: this forks, and nothing runs.
-	_, _ = proc.Start(&proc.Cmd{Path: "/", Args: []string{"/"}, Dir: r.dirs.run, User: r.User, Files: []*os.File{nil, nil, nil}})
-	debug.FreeOSMemory()
 }

@@ -71,7 +71,7 @@ type isolatedJob struct {
 	Env         map[string]string // the manifest's
 	EnvPrefixes map[string][]string
 	Context     map[string]json.RawMessage // LUCI_CONTEXT without its deadline
-	Agent       json.RawMessage            // content of ${BUILDBUCKET_AGENT_CONTEXT_FILE}
+	Agent       json.RawMessage            `json:",omitempty"` // content of ${BUILDBUCKET_AGENT_CONTEXT_FILE}
 	BotFile     []byte
 	Caches      []botapi.Cache
 }
