@@ -26,7 +26,7 @@ const (
 
 // heavy are modules that a bot must not link: they cost size or start-up time
 // in every process of every task.
-var heavy = regexp.MustCompile(`protobuf|sqlite|pgx|cobra|pflag|grpc|prometheus|opentelemetry|starlark|(^|/)skep/(cli|server|store|scheduler|provider|config|client|api)$|skep/api/(swarmingpb|skeppb|prpc)`)
+var heavy = regexp.MustCompile(`protobuf|sqlite|pgx|cobra|pflag|grpc|prometheus|opentelemetry|(^|/)skep/(cli|server|store|scheduler|provider|config|client|api)$|skep/api/(swarmingpb|skeppb|prpc)`)
 
 func TestDependencies(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "github.com/skepdev/skep/cmd/skep-bot").Output()

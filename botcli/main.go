@@ -32,6 +32,7 @@ var commands = []command{
 	{"task_runner", "(internal) run one task", func(e Env) int { return runner.TaskRunnerMain(e.Args) }},
 	{"run_isolated", "(internal) run one command in a prepared directory", func(e Env) int { return runner.RunIsolatedMain(e.Args) }},
 	{"guard", "(internal) watch over an update", guard},
+	{"hook_host", "(internal) run hooks", hookHost},
 	{"attributes", "print dimensions, state and version as JSON", printAttributes},
 	{"config", "print the embedded configuration", printConfig},
 	{"version", "print this bot's digest", printVersion},

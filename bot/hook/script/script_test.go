@@ -1,0 +1,46 @@
+package script
+
+import (
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/skepdev/skep/bot/hook"
+)
+
+// FuzzScript loads any text as a script and calls what it defines. Nothing but
+// a value of the right type or an error may come of it.
+func FuzzScript(f *testing.F) {
+	for _, s := range []string{
+		"def get_state(bot):\n  return {}\n",
+		"def get_dimensions(bot):\n  return bot.default_dimensions()\n",
+		"def get_settings(bot):\n  d = {}\n  d['d'] = d\n  return d\n",
+		"get_state = lambda bot: {'a': (1, 2.5, True, None, set([1]))}\n",
+		"def setup_bot(bot):\n  return struct(a=1)\n",
+		"def get_authentication_headers(bot):\n  return ({'a': 'b'}, 3)\n",
+		"get_state = [",
+		"x = 1\ndef get_state(bot): return {1: 2}",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, source string) {
+		if bytes.Contains([]byte(source), []byte("run")) {
+			return // commands are not for a fuzzer
+		}
+		h := &host{out: io.Discard, exit: func(int) {}}
+		a := h.load(hook.Request{ID: 1, Load: &hook.LoadRequest{Base: &hook.Script{Name: "f.star", Source: source}}})
+		if (a.Error == nil) == (a.Loaded == nil) {
+			t.Fatalf("answer %+v", a)
+		}
+		for _, r := range hook.Rules {
+			req := &hook.CallRequest{Hook: r.Name, Bot: hook.Bot{ID: "b"}, LimitMS: 1000}
+			for range r.Args {
+				req.Args = append(req.Args, []byte(`{"a":["b",1]}`))
+			}
+			a := h.call(hook.Request{ID: 2, Call: req})
+			if err := hook.WriteFrame(io.Discard, a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,126 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// RunOptions say how Run runs a program. MaxOutput bounds stdout and stderr
+// each, in bytes; what is beyond is read and dropped.
+type RunOptions struct {
+	Args      []string // the program, looked up in PATH, and its arguments
+	Env       []string // all of it; nil = the caller's
+	Dir       string   // "" = the caller's
+	MaxOutput int
+}
+
+// RunResult is how a program that could be started ended.
+type RunResult struct {
+	Status         Status
+	Stdout, Stderr []byte
+	Truncated      bool // output was dropped
+	TimedOut       bool // ctx ended first, and the program was killed
+}
+
+// Run runs a program to its end, or until ctx ends; then it is killed with its
+// process group. Output that a surviving grandchild may write later is not
+// waited for. The error says that it could not be started.
+func Run(ctx context.Context, o RunOptions) (*RunResult, error) {
+	if len(o.Args) == 0 {
+		return nil, errors.New("no program to run")
+	}
+	path, err := exec.LookPath(o.Args[0])
+	if err != nil {
+		return nil, err
+	}
+	if o.Env == nil {
+		o.Env = os.Environ()
+	}
+	out, err := newTank(o.MaxOutput)
+	if err != nil {
+		return nil, err
+	}
+	defer out.close()
+	errOut, err := newTank(o.MaxOutput)
+	if err != nil {
+		return nil, err
+	}
+	defer errOut.close()
+	p, err := Start(&Cmd{
+		Path: path, Args: o.Args, Env: o.Env, Dir: o.Dir, Files: []*os.File{nil, out.w, errOut.w},
+		NewGroup: true, ParentDeath: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.fill()
+	errOut.fill()
+	res := &RunResult{}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		select {
+		case <-p.Done():
+		default:
+			res.TimedOut = true
+			_ = p.Kill()
+		}
+	}
+	res.Status = p.Wait()
+	var cut1, cut2 bool
+	res.Stdout, cut1 = out.empty()
+	res.Stderr, cut2 = errOut.empty()
+	res.Truncated = cut1 || cut2
+	return res, nil
+}
+
+// tank collects what a process writes to one descriptor.
+type tank struct {
+	r, w *os.File
+	max  int
+	buf  []byte
+	cut  bool
+	done chan struct{}
+}
+
+func newTank(limit int) (*tank, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	return &tank{r: r, w: w, max: limit, done: make(chan struct{})}, nil
+}
+
+// fill reads until nobody can write any more. Our own end is closed for that.
+func (t *tank) fill() {
+	_ = t.w.Close()
+	go func() {
+		defer close(t.done)
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := t.r.Read(buf)
+			keep := min(n, t.max-len(t.buf))
+			t.buf = append(t.buf, buf[:keep]...)
+			t.cut = t.cut || keep < n
+			if err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// empty returns what was read. A grandchild may hold the pipe; it gets a
+// moment.
+func (t *tank) empty() ([]byte, bool) {
+	_ = t.r.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	<-t.done
+	return t.buf, t.cut
+}
+
+func (t *tank) close() {
+	_ = t.w.Close()
+	_ = t.r.Close()
+}
