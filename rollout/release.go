@@ -48,6 +48,7 @@ type Build struct {
 	Release string
 	Platform
 	URL    string // of the server that the bot calls
+	TLSCA  string // PEM certificates that vouch for it, "" = the system's
 	Digest string // SHA-256 of all bytes, lowercase hex
 
 	exe, tail []byte
@@ -115,7 +116,7 @@ func compose(id string, r *Release, p Platform, url string, part func(hash strin
 	if err := code.Compose(io.MultiWriter(sum, tail), exe, cfg, files...); err != nil {
 		return nil, fmt.Errorf("compose the bot for %s: %w", p, err)
 	}
-	return &Build{Release: id, Platform: p, URL: url, Digest: hex.EncodeToString(sum.Sum(nil)), exe: exe, tail: tail.Bytes()}, nil
+	return &Build{Release: id, Platform: p, URL: url, TLSCA: r.TLSCA, Digest: hex.EncodeToString(sum.Sum(nil)), exe: exe, tail: tail.Bytes()}, nil
 }
 
 // tailWriter keeps what comes after the first skip bytes.
