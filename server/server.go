@@ -15,7 +15,6 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
-	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/store"
 )
@@ -31,9 +30,8 @@ type Options struct {
 	URLs    []string // public addresses, scheme and host; the first is what tasks are told
 	Open    bool     // loopback: without tokens in the store everybody may do everything
 
-	Code        *rollout.Keeper          // bot code; nil = none is handed out
-	Script      func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
-	CASInstance string                   // instance named in manifests of tasks that name none
+	BotVersion  string // digest that skep-bots should run; "" = not served yet
+	CASInstance string // instance named in manifests of tasks that name none
 }
 
 // Server serves one process of a fleet. Its methods may be called at once by
@@ -117,8 +115,7 @@ var table = []route{
 	{"POST " + botapi.PathOAuthToken, accessBot, (*Server).token},
 	{"POST " + botapi.PathIDToken, accessBot, (*Server).token},
 	{"GET /bot_code", accessAll, (*Server).botCode},
-	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCodeVersion},
-	{"GET /bootstrap", accessAll, (*Server).bootstrap},
+	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCode},
 	{"/swarming/api/", accessAll, (*Server).notFound},
 }
 
@@ -131,7 +128,7 @@ func (s *Server) routes() {
 				r, err = s.identify(r)
 			}
 			if err == nil && rt.access == accessBot {
-				err = mayBeBot(callerOf(r.Context()), r.URL.Path)
+				err = mayBeBot(callerOf(r.Context()))
 			}
 			if err == nil {
 				err = rt.handle(s, w, r)
@@ -176,6 +173,11 @@ func (s *Server) serverPing(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, err := w.Write([]byte("Server up"))
 	return err
+}
+
+// botCode has nothing to hand out yet: bots are started from a file.
+func (s *Server) botCode(http.ResponseWriter, *http.Request) error {
+	return skep.Errorf(skep.Unavailable, "this server does not hand out bot code; start skep-bot from a file")
 }
 
 func (s *Server) notFound(_ http.ResponseWriter, r *http.Request) error {

@@ -1,0 +1,53 @@
+package remote
+
+import (
+	"context"
+
+	"github.com/skepdev/skep"
+)
+
+// Limits are what a storage takes: its capabilities.
+type Limits struct {
+	Batch     int64 // bytes of a batch's blobs and of what is around them; always set
+	Blob      int64 // bytes of the largest blob; 0 = no limit known
+	Zstd      bool  // streams may be compressed
+	ZstdBatch bool  // blobs of a batched upload may be compressed
+
+	sha256, digests bool
+}
+
+// Limits asks the storage what it takes, once: later calls know.
+func (c *Client) Limits(ctx context.Context) (Limits, error) {
+	c.caps.Lock()
+	defer c.caps.Unlock()
+	if c.limits != nil {
+		return *c.limits, nil
+	}
+	var l Limits
+	const what = "capabilities"
+	err := c.retry(ctx, what, func(ctx context.Context) (bool, error) {
+		b, err := c.unary(ctx, methodCapabilities, [][]byte{appendString(nil, 1, c.instance)}, nil)
+		if codeOf(err) == unimplemented { // a storage without the service: the least that all take
+			l, err = Limits{}, nil
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if l, err = decodeCapabilities(b); err != nil {
+			return false, malformed(what, err)
+		}
+		return false, nil
+	})
+	if err != nil {
+		return Limits{}, err
+	}
+	if l.digests && !l.sha256 {
+		return Limits{}, skep.Errorf(skep.Precondition, "content-addressed storage at %s does not take SHA-256", c.base)
+	}
+	if l.Batch <= 0 || l.Batch > maxMessage-messageSlack {
+		l.Batch = maxMessage - messageSlack // 0 = no limit of its own, then gRPC's
+	}
+	c.limits = &l
+	return l, nil
+}

@@ -1,0 +1,58 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/skepdev/skep/internal/backoff"
+)
+
+// fullTries is how often a storage without space is asked: it may be making
+// some just now.
+const fullTries = 5
+
+// errMore is a step that went well and was not the last.
+var errMore = errors.New("there is more to do")
+
+// retry calls do until it succeeds, fails for good, or has made no progress
+// for the client's patience. do reports whether it got further than before;
+// it must be safe to repeat.
+func (c *Client) retry(ctx context.Context, what string, do func(context.Context) (progress bool, err error)) error {
+	pause := backoff.Exponential{Min: 50 * time.Millisecond, Max: 10 * time.Second}
+	last, full := time.Now(), 0
+	for {
+		progress, err := do(ctx)
+		if err == nil {
+			return nil
+		}
+		if err == errMore && ctx.Err() == nil {
+			last, full = time.Now(), 0
+			pause.Reset()
+			continue
+		}
+		if progress {
+			last, full = time.Now(), 0
+			pause.Reset()
+		}
+		if codeOf(err) == resourceExhausted {
+			full++
+		}
+		if ctx.Err() != nil || !transient(err) || full >= fullTries || time.Since(last) >= c.opt.Patience {
+			return c.outward(ctx, what, err)
+		}
+		c.opt.Log.DebugContext(ctx, "storage call is repeated", "what", what, "err", err)
+		if pause.Sleep(ctx, 0) != nil {
+			return c.outward(ctx, what, err)
+		}
+	}
+}
+
+// call is a unary call with retries.
+func (c *Client) call(ctx context.Context, what, method string, msg [][]byte, buf []byte) (answer []byte, err error) {
+	err = c.retry(ctx, what, func(ctx context.Context) (bool, error) {
+		answer, err = c.unary(ctx, method, msg, buf)
+		return false, err
+	})
+	return answer, err
+}
