@@ -191,16 +191,3 @@ func TestRequestComesBackSortedAndRedacted(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
-
-func FuzzUnpackSizes(f *testing.F) {
-	f.Add([]byte{})
-	f.Add([]byte("\x78\x9c\x63\x00\x00\x00\x01\x00\x01"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		sizes, err := UnpackSizes(b)
-		for i := 1; err == nil && i < len(sizes); i++ {
-			if sizes[i] < sizes[i-1] {
-				t.Errorf("sizes fall: %v", sizes[i-1:i+1])
-			}
-		}
-	})
-}

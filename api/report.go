@@ -8,6 +8,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/cas"
 )
 
 // Report validates a task_update and returns it as the scheduler takes it.
@@ -95,7 +96,7 @@ func transfer(field string, t *botapi.TransferStats) (*skep.TransferStats, error
 		return nil, nil
 	}
 	for _, items := range [][]byte{t.ItemsCold, t.ItemsHot} {
-		if _, err := UnpackSizes(items); err != nil {
+		if _, err := cas.UnpackSizes(items); err != nil {
 			return nil, skep.Invalidf(field, "is not a packed list of sizes: %v", err)
 		}
 	}

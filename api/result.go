@@ -1,17 +1,13 @@
 package api
 
 import (
-	"bytes"
-	"compress/zlib"
-	"encoding/binary"
-	"errors"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
 
 	"github.com/skepdev/skep"
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/cas"
 )
 
 // Result returns how a task is doing. stats includes the times of its steps.
@@ -102,43 +98,10 @@ func transferPB(t *skep.TransferStats) *pb.CASOperationStats {
 	return out
 }
 
-// maxPackedItems bounds what one packed list may unfold to.
-const maxPackedItems = 10 << 20
-
-// UnpackSizes reads a packed list of sizes: zlib over varints, each the
-// difference to the one before. spec api-v2.md §5.9.
-func UnpackSizes(packed []byte) ([]int64, error) {
-	if len(packed) == 0 {
-		return nil, nil
-	}
-	z, err := zlib.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return nil, err
-	}
-	raw, err := io.ReadAll(io.LimitReader(z, maxPackedItems+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(raw) > maxPackedItems {
-		return nil, errors.New("the list is too long")
-	}
-	var out []int64
-	var last int64
-	for len(raw) > 0 {
-		d, n := binary.Uvarint(raw)
-		if n <= 0 || d > 1<<62 || last+int64(d) < last {
-			return nil, errors.New("a size does not fit 64 bits")
-		}
-		last += int64(d)
-		out, raw = append(out, last), raw[n:]
-	}
-	return out, nil
-}
-
 // sumPacked counts a list that was checked when it came in; a broken one
 // counts as empty.
 func sumPacked(packed []byte) (n, total int64) {
-	sizes, err := UnpackSizes(packed)
+	sizes, err := cas.UnpackSizes(packed)
 	if err != nil {
 		return 0, 0
 	}
