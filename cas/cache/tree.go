@@ -1,0 +1,231 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"path"
+	"strings"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/cas"
+)
+
+// plan is a tree laid out flat: what a directory is made from.
+type plan struct {
+	root  cas.Digest
+	dirs  []planDir // parents stand before their children; the first is the root
+	files []planFile
+	links []planLink
+	bytes int64
+}
+
+type planDir struct {
+	parent      int
+	name        string
+	first, last int // its files
+}
+
+type planFile struct {
+	dir  int
+	name string
+	key  key
+	size int64
+}
+
+type planLink struct {
+	dir          int
+	name, target string
+}
+
+// newPlan lays out the tree of root, or says why no directory can be made of
+// it. Nothing has been written then.
+func newPlan(root cas.Digest, tree map[cas.Hash]*cas.Directory) (*plan, error) {
+	if err := measure(root, tree); err != nil {
+		return nil, err
+	}
+	p := &plan{root: root}
+	var paths []string
+	var walk func(parent int, name, at string, d *cas.Directory) error
+	walk = func(parent int, name, at string, d *cas.Directory) error {
+		self := len(p.dirs)
+		p.dirs = append(p.dirs, planDir{parent: parent, name: name, first: len(p.files), last: len(p.files) + len(d.Files)})
+		paths = append(paths, at)
+		for _, f := range d.Files {
+			if f.Digest.Size < 0 || p.bytes > 1<<62-f.Digest.Size {
+				return skep.Errorf(skep.Invalid, "input tree %s: %s has a size of %d bytes", root, path.Join(at, f.Name), f.Digest.Size)
+			}
+			p.bytes += f.Digest.Size
+			p.files = append(p.files, planFile{self, f.Name, key{f.Digest.Hash, f.Executable}, f.Digest.Size})
+		}
+		for _, l := range d.Symlinks {
+			if cas.Escapes(at, l.Target) {
+				return skep.Errorf(skep.Invalid, "input tree %s: symlink %s points to %.200q, outside of the tree", root, path.Join(at, l.Name), l.Target)
+			}
+			p.links = append(p.links, planLink{self, l.Name, l.Target})
+		}
+		for _, s := range d.Dirs {
+			if err := walk(self, s.Name, path.Join(at, s.Name), directory(tree, s.Digest)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := walk(-1, "", "", directory(tree, root)); err != nil {
+		return nil, err
+	}
+	if err := p.checkLinks(tree, paths); err != nil {
+		return nil, err
+	}
+	return p, p.checkSizes()
+}
+
+func directory(tree map[cas.Hash]*cas.Directory, d cas.Digest) *cas.Directory {
+	if d.Size == 0 {
+		return &cas.Directory{}
+	}
+	return tree[d.Hash]
+}
+
+// measure refuses a tree that is too deep, too large or not whole, without
+// walking what it unfolds to: a few directories can name each other a million
+// times.
+func measure(root cas.Digest, tree map[cas.Hash]*cas.Directory) error {
+	type extent struct{ entries, depth int }
+	seen := map[cas.Hash]extent{}
+	var missing []cas.Digest
+	var walk func(d cas.Digest, depth int) (extent, error)
+	walk = func(d cas.Digest, depth int) (extent, error) {
+		if e, ok := seen[d.Hash]; ok {
+			return e, nil
+		}
+		if depth > cas.MaxDepth {
+			return extent{}, skep.Errorf(skep.Invalid, "input tree %s is more than %d directories deep", root, cas.MaxDepth)
+		}
+		dir := directory(tree, d)
+		if dir == nil {
+			missing = append(missing, d)
+			return extent{}, nil
+		}
+		e := extent{len(dir.Files) + len(dir.Symlinks) + len(dir.Dirs), 1}
+		for _, s := range dir.Dirs {
+			sub, err := walk(s.Digest, depth+1)
+			if err != nil {
+				return extent{}, err
+			}
+			e.entries, e.depth = min(e.entries+sub.entries, cas.MaxTreeEntries+1), max(e.depth, sub.depth+1)
+		}
+		seen[d.Hash] = e
+		return e, nil
+	}
+	e, err := walk(root, 1)
+	switch {
+	case err != nil:
+		return err
+	case len(missing) > 0:
+		return &cas.MissingError{Digests: missing}
+	case e.depth > cas.MaxDepth:
+		return skep.Errorf(skep.Invalid, "input tree %s is more than %d directories deep", root, cas.MaxDepth)
+	case e.entries > cas.MaxTreeEntries:
+		return skep.Errorf(skep.Invalid, "input tree %s has more than %d entries", root, cas.MaxTreeEntries)
+	}
+	return nil
+}
+
+// checkSizes refuses a tree that gives one hash two sizes: at most one of them
+// can be had.
+func (p *plan) checkSizes() error {
+	sizes := make(map[cas.Hash]int64, len(p.files))
+	for _, f := range p.files {
+		if n, ok := sizes[f.key.hash]; ok && n != f.size {
+			return skep.Errorf(skep.Invalid, "input tree %s: blob %s has %d and %d bytes", p.root, f.key.hash, n, f.size)
+		}
+		sizes[f.key.hash] = f.size
+	}
+	return nil
+}
+
+// checkLinks follows each link through the other links of the tree. What does
+// not leave the tree as text can leave it that way: ".." is taken where a link
+// led to.
+func (p *plan) checkLinks(tree map[cas.Hash]*cas.Directory, paths []string) error {
+	if len(p.links) == 0 {
+		return nil
+	}
+	dirs := make(map[string]bool, len(p.dirs))
+	for _, at := range paths {
+		dirs[at] = true
+	}
+	links := make(map[string]string, len(p.links))
+	for _, l := range p.links {
+		links[path.Join(paths[l.dir], l.name)] = l.target
+	}
+	for _, l := range p.links {
+		at, rest, hops := paths[l.dir], strings.Split(l.target, "/"), 0
+		for len(rest) > 0 {
+			part := rest[0]
+			rest = rest[1:]
+			if part == "" || part == "." {
+				continue
+			}
+			if part == ".." {
+				if at == "" {
+					return skep.Errorf(skep.Invalid, "input tree %s: symlink %s leaves the tree by way of another", p.root, path.Join(paths[l.dir], l.name))
+				}
+				if at = path.Dir(at); at == "." {
+					at = ""
+				}
+				continue
+			}
+			next := path.Join(at, part)
+			if target, ok := links[next]; ok {
+				if hops++; hops > 40 {
+					break // the system gives up here too
+				}
+				rest = append(strings.Split(target, "/"), rest...)
+				continue
+			}
+			at = next // a file, a directory, or nothing yet
+		}
+	}
+	return nil
+}
+
+// wants returns what a plan is made from, each entry once.
+func (p *plan) wants() map[key]int64 {
+	w := make(map[key]int64, len(p.files))
+	for _, f := range p.files {
+		w[f.key] = f.size
+	}
+	return w
+}
+
+// encodeTree writes the Directory messages of a tree, each after its length.
+func encodeTree(tree map[cas.Hash]*cas.Directory) []byte {
+	var b []byte
+	for _, d := range tree {
+		m := d.Encode()
+		b = binary.AppendUvarint(b, uint64(len(m)))
+		b = append(b, m...)
+	}
+	return b
+}
+
+// decodeTree reads what encodeTree wrote. Names are by the content that was
+// read: a damaged message is one that is missing.
+func decodeTree(b []byte) (map[cas.Hash]*cas.Directory, error) {
+	tree := map[cas.Hash]*cas.Directory{}
+	for len(b) > 0 {
+		n, skip := binary.Uvarint(b)
+		if skip <= 0 || n > uint64(len(b)-skip) {
+			return nil, errors.New("a message is cut off")
+		}
+		m := b[skip : skip+int(n)]
+		b = b[skip+int(n):]
+		d, err := cas.DecodeDirectory(m)
+		if err != nil {
+			return nil, err
+		}
+		tree[cas.Sum(m).Hash] = d
+	}
+	return tree, nil
+}
