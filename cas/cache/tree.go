@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"path"
+	"runtime"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
@@ -213,19 +216,33 @@ func encodeTree(tree map[cas.Hash]*cas.Directory) []byte {
 // decodeTree reads what encodeTree wrote. Names are by the content that was
 // read: a damaged message is one that is missing.
 func decodeTree(b []byte) (map[cas.Hash]*cas.Directory, error) {
-	tree := map[cas.Hash]*cas.Directory{}
+	var list [][]byte
 	for len(b) > 0 {
 		n, skip := binary.Uvarint(b)
 		if skip <= 0 || n > uint64(len(b)-skip) {
 			return nil, errors.New("a message is cut off")
 		}
-		m := b[skip : skip+int(n)]
+		list = append(list, b[skip:skip+int(n)])
 		b = b[skip+int(n):]
-		d, err := cas.DecodeDirectory(m)
-		if err != nil {
-			return nil, err
-		}
-		tree[cas.Sum(m).Hash] = d
+	}
+	dirs, hashes := make([]*cas.Directory, len(list)), make([]cas.Hash, len(list))
+	var g errgroup.Group
+	part := len(list)/runtime.GOMAXPROCS(0) + 1
+	for from := 0; from < len(list); from += part {
+		g.Go(func() (err error) {
+			for n := from; n < min(from+part, len(list)) && err == nil; n++ {
+				hashes[n] = cas.Sum(list[n]).Hash
+				dirs[n], err = cas.DecodeDirectory(list[n])
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	tree := make(map[cas.Hash]*cas.Directory, len(list))
+	for n, d := range dirs {
+		tree[hashes[n]] = d
 	}
 	return tree, nil
 }
