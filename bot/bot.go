@@ -63,6 +63,8 @@ type Config struct {
 	// Reboot restarts the host and waits until that happens. It returns only
 	// when it did not happen, or ctx ended; nil = this bot must not.
 	Reboot func(ctx context.Context, reason string) error
+	// Credential is what the bot shows to the server; nil = nothing of its own.
+	Credential *Credential
 	// Code is the bot's own code, for updates; nil = it is never replaced.
 	Code Code
 	// Become replaces this process by one that runs exe as this bot. It returns

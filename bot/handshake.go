@@ -12,7 +12,7 @@ import (
 func (b *Bot) handshake() error {
 	pause := backoff.Exponential{Min: 100 * time.Millisecond, Max: 20 * time.Second}
 	for {
-		res, err := b.cfg.Client.Handshake(b.idle, &botapi.HandshakeRequest{Attributes: b.attributes(), SessionID: b.session})
+		res, err := b.shake()
 		if err == nil {
 			b.connected(res)
 			return nil
@@ -25,6 +25,24 @@ func (b *Bot) handshake() error {
 			return err
 		}
 	}
+}
+
+// shake is one handshake, which also asks for a credential where the bot needs
+// one.
+func (b *Bot) shake() (*botapi.HandshakeResponse, error) {
+	req := &botapi.HandshakeRequest{Attributes: b.attributes(), SessionID: b.session}
+	if b.cfg.Credential == nil {
+		return b.cfg.Client.Handshake(b.idle, req)
+	}
+	var err error
+	if req.Credential, err = b.cfg.Credential.Request(b.cfg.Now()); err != nil {
+		return nil, err
+	}
+	res, err := b.cfg.Client.Handshake(b.idle, req)
+	if err != nil {
+		return nil, err
+	}
+	return res, b.cfg.Credential.Accept(res.Credential)
 }
 
 func (b *Bot) connected(res *botapi.HandshakeResponse) {

@@ -29,7 +29,7 @@ const (
 var heavy = regexp.MustCompile(`protobuf|sqlite|pgx|cobra|pflag|grpc|prometheus|opentelemetry|(^|/)skep/(cli|server|store|scheduler|provider|config|client|api)$|skep/api/(swarmingpb|skeppb|prpc)`)
 
 // wire is what of protobuf a bot may link: the bytes of the few messages of
-// content-addressed storage. docs/adr/0014 has the price.
+// content-addressed storage. docs/adr/0015 has the price.
 var wire = map[string]bool{
 	"google.golang.org/protobuf/encoding/protowire": true,
 	"google.golang.org/protobuf/internal/detrand":   true,

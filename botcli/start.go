@@ -25,11 +25,12 @@ import (
 
 // Environment of start_bot. None of these reach a task.
 const (
-	envBotID      = "SWARMING_BOT_ID"  // overrides the bot id
-	envToken      = "SKEP_BOT_TOKEN"   // the bot's credential
-	envReboot     = "SKEP_REBOOT"      // "none" = never restart the host
-	envStartAhead = "SKEP_START_AHEAD" // "0" = start each task's processes only when it comes
-	envLockFD     = "SKEP_LOCK_FD"     // (internal) the lock, kept over an exec
+	envBotID      = "SWARMING_BOT_ID"      // overrides the bot id
+	envToken      = "SKEP_BOT_TOKEN"       // the bot's credential
+	envBootstrap  = "SKEP_BOOTSTRAP_TOKEN" // buys the bot one of its own
+	envReboot     = "SKEP_REBOOT"          // "none" = never restart the host
+	envStartAhead = "SKEP_START_AHEAD"     // "0" = start each task's processes only when it comes
+	envLockFD     = "SKEP_LOCK_FD"         // (internal) the lock, kept over an exec
 )
 
 // site is one bot's place: its executable and what it brings.
@@ -37,6 +38,8 @@ type site struct {
 	exe    string // absolute
 	dir    string // bot directory: the executable's
 	config code.Config
+
+	secrets map[string]string // credentials that came in the environment, by name
 }
 
 // openSite finds the executable, enters its directory and reads its
@@ -113,11 +116,11 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 	}
 	defer logs.Close()
 	log := slog.New(logfile.Tee(logfile.NewHandler(logs, slog.LevelDebug), logfile.NewHandler(e.Stderr, slog.LevelError)))
-	token := takeToken(log)
+	s.takeSecrets(log)
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	b, err := s.newBot(ctx, log, lock, token)
+	b, err := s.newBot(ctx, log, lock)
 	if err != nil {
 		log.Error("cannot start", "err", err)
 		return 1, nil
@@ -135,19 +138,34 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 	return 0, err
 }
 
-// takeToken takes the credential out of the environment, before anything is
+// takeSecrets takes the credentials out of the environment, before anything is
 // started. decisions.md 9.
-func takeToken(log *slog.Logger) string {
-	token, err := bot.TakeSecret(envToken)
-	if err != nil {
-		log.Error("the credential stays visible in /proc", "err", err)
+func (s *site) takeSecrets(log *slog.Logger) {
+	s.secrets = map[string]string{}
+	for _, name := range []string{envToken, envBootstrap} {
+		v, err := bot.TakeSecret(name)
+		if err != nil {
+			log.Error("a credential stays visible in /proc", "name", name, "err", err)
+		}
+		if v != "" {
+			s.secrets[name] = v
+		}
 	}
-	return token
+}
+
+// environ is the environment of the process that follows this one: it takes
+// the credentials out again.
+func (s *site) environ() []string {
+	env := os.Environ()
+	for name, v := range s.secrets {
+		env = append(env, name+"="+v)
+	}
+	return env
 }
 
 // newBot wires a bot for this site. When ctx ends, nothing that looks at the
 // machine goes on.
-func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, token string) (*bot.Bot, error) {
+func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock) (*bot.Bot, error) {
 	id := botID()
 	setEnvironment(id)
 	version := make(chan string, 1)
@@ -162,11 +180,15 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, tok
 	if err := runner.Recover(s.dir, log); err != nil {
 		log.Warn("recover from the last run", "err", err)
 	}
+	credential, err := bot.OpenCredential(s.dir, id, s.secrets[envToken], s.secrets[envBootstrap])
+	if err != nil {
+		return nil, fmt.Errorf("credential: %w", err)
+	}
 	headers := func() map[string]string {
-		if token == "" {
-			return nil
+		if token := credential.Token(); token != "" {
+			return map[string]string{"Authorization": "Bearer " + token}
 		}
-		return map[string]string{"Authorization": "Bearer " + token}
+		return nil
 	}
 	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log})
 	// Not sooner: what a closed process starts cannot be given a user namespace,
@@ -188,12 +210,12 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, tok
 	own := <-version
 	code := s.updater(own, client, log)
 	cfg := bot.Config{
-		ID: id, Dir: s.dir, Version: own, Code: code, Server: s.config.Server, Client: client, Headers: headers,
+		ID: id, Dir: s.dir, Version: own, Code: code, Credential: credential, Server: s.config.Server, Client: client, Headers: headers,
 		RootCAs: []byte(s.config.TLSCA), Machine: machine,
 		Runner:     starter,
 		StartAhead: os.Getenv(envStartAhead) != "0",
-		Restart:    func(reason string) error { return s.become(log, lock, code, token, s.exe, reason) },
-		Become:     func(exe, reason string) error { return s.become(log, lock, code, token, exe, reason) },
+		Restart:    func(reason string) error { return s.become(log, lock, code, s.exe, reason) },
+		Become:     func(exe, reason string) error { return s.become(log, lock, code, exe, reason) },
 		Clean:      func() []error { return bot.CleanDir(s.dir) },
 		Log:        log,
 	}

@@ -2,6 +2,7 @@ package botcli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -30,23 +31,19 @@ func checkExe(ctx context.Context, exe string) error {
 }
 
 // become is bot.Config.Become.
-func (s *site) become(log *slog.Logger, lock *bot.Lock, u *update.Updater, token, exe, reason string) error {
+func (s *site) become(log *slog.Logger, lock *bot.Lock, u *update.Updater, exe, reason string) error {
 	log.Info("becoming other code", "exe", exe, "reason", reason)
 	if t := u.Trial(); t != nil && t.Slot == filepath.Base(exe) {
-		if err := startGuard(s.exe, t.Version, token); err != nil {
+		if err := s.startGuard(t.Version); err != nil {
 			log.Warn("nobody watches the update", "err", err)
 		}
 	}
-	env := os.Environ()
-	if token != "" {
-		env = append(env, envToken+"="+token) // the next process takes it out again
-	}
-	return replace(lock, exe, env)
+	return replace(lock, exe, s.environ())
 }
 
 // startGuard leaves a process of this code behind that outlives it and watches
-// over the trial of other code. The credential goes through its standard input.
-func startGuard(exe, version, token string) error {
+// over the trial of other code. Credentials go through its standard input.
+func (s *site) startGuard(version string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -54,12 +51,11 @@ func startGuard(exe, version, token string) error {
 	defer r.Close()
 	defer w.Close()
 	if _, err := proc.Start(&proc.Cmd{
-		Path: exe, Args: []string{exe, "guard", version}, Env: os.Environ(), Files: []*os.File{r}, NewGroup: true,
+		Path: s.exe, Args: []string{s.exe, "guard", version}, Env: os.Environ(), Files: []*os.File{r}, NewGroup: true,
 	}); err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, token) // far shorter than a pipe holds
-	return err
+	return json.NewEncoder(w).Encode(s.secrets) // far shorter than a pipe holds
 }
 
 // guard is the process that startGuard starts: guard VERSION.
@@ -73,8 +69,7 @@ func guard(e Env) int {
 	if err != nil {
 		return fail(e, err)
 	}
-	token, err := io.ReadAll(io.LimitReader(e.Stdin, 64<<10))
-	if err != nil {
+	if err := json.NewDecoder(io.LimitReader(e.Stdin, 64<<10)).Decode(&s.secrets); err != nil {
 		return fail(e, err)
 	}
 	_ = bot.HideProcess() // as it holds a credential; where that cannot be, the bot said so
@@ -97,11 +92,7 @@ func guard(e Env) int {
 		func() bool { _, ok := bot.Running(s.dir); return ok },
 		func() error {
 			log.Warn("nobody started the bot again; starting the last known good code", "exe", u.Good())
-			env := os.Environ()
-			if len(token) > 0 {
-				env = append(env, envToken+"="+string(token))
-			}
-			return execSelf(u.Good(), []string{u.Good(), "start_bot"}, env)
+			return execSelf(u.Good(), []string{u.Good(), "start_bot"}, s.environ())
 		})
 	if err != nil {
 		return fail(e, err)

@@ -31,7 +31,7 @@ func newServerCommand(env *Env) *cobra.Command {
 				}
 				defer pprof.StopCPUProfile()
 			}
-			s, err := openService(cmd.Context(), env, &flags)
+			s, err := openService(cmd.Context(), env, &flags, "")
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/skepdev/skep/internal/gcpace"
+	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/server"
 	"github.com/skepdev/skep/store"
@@ -27,15 +28,17 @@ type service struct {
 	door     *door
 	store    *store.Store
 	sched    *scheduler.Scheduler
+	code     *rollout.Keeper
 	server   *server.Server
 
 	listener net.Listener
 	admin    net.Listener // nil where it cannot be
 }
 
-// openService gets everything that may be refused, in the order in which it
-// is cheap to say so. Nothing is served before run.
-func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service, err error) {
+// openService gets everything that may be refused, in the order in which it is
+// cheap to say so. Nothing is served before run. reboot is what the bots that it
+// hands out are told of rebooting their host.
+func openService(ctx context.Context, env *Env, flags *serverFlags, reboot string) (_ *service, err error) {
 	if flags.config != "" {
 		return nil, errors.New("--config: this version has no configuration files yet; without them every pool exists")
 	}
@@ -71,9 +74,12 @@ func openService(ctx context.Context, env *Env, flags *serverFlags) (_ *service,
 	if err := s.sched.Load(ctx); err != nil {
 		return nil, fmt.Errorf("read the state: %w", err)
 	}
+	if err := s.openCode(ctx, flags.botDir, reboot); err != nil {
+		return nil, fmt.Errorf("bot code: %w", err)
+	}
 	s.server, err = server.New(ctx, server.Options{
 		Store: s.store, Scheduler: s.sched, Log: s.log, Version: version(),
-		URLs: s.door.urls, Open: s.door.open, CASInstance: defaultCASInstance,
+		URLs: s.door.urls, Open: s.door.open, CASInstance: defaultCASInstance, Code: s.code,
 	})
 	if err != nil {
 		return nil, err
@@ -139,6 +145,7 @@ func (s *service) run(ctx context.Context) error {
 	public := s.httpServer(s.server)
 	admin := s.httpServer(adminHandler(direct{s.store, s.stateDir}))
 	g.Go(func() error { return s.sched.Run(failed) })
+	g.Go(func() error { return s.code.Run(failed) })
 	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
 	g.Go(func() error { return serve(public, s.door.wrap(s.listener)) })
 	if s.admin != nil {

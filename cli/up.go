@@ -27,11 +27,11 @@ func newUpCommand(env *Env) *cobra.Command {
 			if bots < 0 {
 				return usageErrorf(cmd, "--bots must not be negative")
 			}
-			s, err := openService(cmd.Context(), env, &flags)
+			s, err := openService(cmd.Context(), env, &flags, "none")
 			if err != nil {
 				return err
 			}
-			crew, err := newCrew(cmd.Context(), env, s, flags.botDir, bots)
+			crew, err := newCrew(cmd.Context(), env, s, bots)
 			if err != nil {
 				s.close()
 				return err

@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +15,7 @@ import (
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/host/supervise"
 	"github.com/skepdev/skep/internal/atomicfile"
+	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/store"
 )
 
@@ -26,31 +25,24 @@ type crew struct {
 	dir   string   // holds one directory per bot
 	vars  []string // environment that all bots share
 
-	exe     string // skep-bot without a configuration
-	config  code.Config
-	version string // digest of the two composed
+	code *rollout.Keeper
+	url  string
+	ca   string // PEM, as in code.Config
 }
 
-// newCrew composes the bot and returns a supervisor of n of them. Bots of an
+// newCrew returns a supervisor of n of them. Bots of an
 // earlier skep up that are too many by now are drained.
-func newCrew(ctx context.Context, env *Env, s *service, botDir string, n int) (*supervise.Supervisor, error) {
-	c := &crew{store: s.store, dir: filepath.Join(s.stateDir, "bots")}
+func newCrew(ctx context.Context, env *Env, s *service, n int) (*supervise.Supervisor, error) {
+	c := &crew{store: s.store, dir: filepath.Join(s.stateDir, "bots"), code: s.code, url: s.door.urls[0]}
+	if s.door.authority != nil {
+		c.ca = string(s.door.authority.PEM())
+	}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
 	}
-	c.config = code.Config{Server: s.door.urls[0], ServerVersion: version(), Reboot: "none"}
-	if s.door.authority != nil {
-		c.config.TLSCA = string(s.door.authority.PEM())
+	if _, err := c.build(ctx, ""); n > 0 && err != nil {
+		return nil, fmt.Errorf("no bot for this machine; build it (make build), or name its directory with --bot-dir: %w", err)
 	}
-	var err error
-	if c.exe, err = findBot(botDir); err != nil {
-		return nil, err
-	}
-	digest := sha256.New()
-	if err := c.compose(digest); err != nil {
-		return nil, err
-	}
-	c.version = hex.EncodeToString(digest.Sum(nil))
 	token, err := crewToken(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("token of the bots: %w", err)
@@ -82,7 +74,7 @@ func (c *crew) bot(id string) supervise.Bot {
 	dir := filepath.Join(c.dir, id)
 	return supervise.Bot{
 		ID: id, Dir: dir, Env: append(slices.Clone(c.vars), "SWARMING_BOT_ID="+id),
-		Prepare: func() (string, error) { return c.prepare(dir) },
+		Prepare: func() (string, error) { return c.prepare(skep.BotID(id), dir) },
 		Ended:   func() bool { return c.ended(skep.BotID(id)) },
 	}
 }
@@ -96,50 +88,30 @@ func (c *crew) ended(id skep.BotID) bool {
 	return err == nil && b.Dead && strings.HasPrefix(b.LastEvent, string(skep.EventShutdown))
 }
 
-// prepare writes the bot's executable where it is not there yet.
-func (c *crew) prepare(dir string) (string, error) {
+// prepare writes the bot's executable where there is none. A bot that has one
+// is told by its server when to change it: a new build reaches the fleet bot by
+// bot, also on one machine.
+func (c *crew) prepare(id skep.BotID, dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "swarming_bot"+exeSuffix())
-	if have, err := code.Version(path); err == nil && have == c.version {
+	if conf, err := code.Read(path); err == nil && conf.Server == c.url && conf.TLSCA == c.ca {
 		return path, nil
 	}
-	return path, atomicfile.WriteFrom(path, 0o755, c.compose)
-}
-
-// compose writes the executable that the server's /bot_code will hand out:
-// skep-bot with its configuration appended.
-func (c *crew) compose(w io.Writer) error {
-	data, err := os.ReadFile(c.exe)
+	b, err := c.build(context.Background(), id)
 	if err != nil {
+		return "", err
+	}
+	return path, atomicfile.WriteFrom(path, 0o755, func(w io.Writer) error {
+		_, err := io.Copy(w, b.Reader())
 		return err
-	}
-	if err := code.Compose(w, data, c.config); err != nil {
-		return fmt.Errorf("%s: %w", c.exe, err)
-	}
-	return nil
+	})
 }
 
-// findBot returns the skep-bot of this platform in dir, or beside skep.
-func findBot(dir string) (string, error) {
-	if dir == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return "", err
-		}
-		if self, err = filepath.EvalSymlinks(self); err != nil {
-			return "", err
-		}
-		dir = filepath.Dir(self)
-	}
-	for _, name := range []string{"skep-bot", "skep-bot-" + runtime.GOOS + "-" + runtime.GOARCH} {
-		path := filepath.Join(dir, name+exeSuffix())
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("no skep-bot in %s; build it (make build), or name its directory with --bot-dir", dir)
+// build returns what the server's /bot_code hands out to a bot.
+func (c *crew) build(ctx context.Context, id skep.BotID) (*rollout.Build, error) {
+	return c.code.Code(ctx, id, rollout.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH}, c.url)
 }
 
 func exeSuffix() string {

@@ -27,7 +27,12 @@ type Poll struct {
 	Wait time.Duration // 0 to MaxWait
 
 	Source Source // of the bot's dimensions; zero = not to be remembered
+	NoWork bool   // no new work: the bot is about to be told something else
 }
+
+// Wake ends the wait of a bot's poll with nothing: something that concerns the
+// bot changed, and it is to ask again.
+func (s *Scheduler) Wake(bot skep.BotID) { s.queues.rouse(bot) }
 
 // Connect notes the handshake of a bot's process. A task that the bot still
 // holds is lost with its earlier process. The dimensions of a known bot are
@@ -181,7 +186,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 		}
 	}
 	s.fleet.read(b, p.Source)
-	ill := b.Quarantined != "" || b.Maintenance != ""
+	ill := b.Quarantined != "" || b.Maintenance != "" || p.NoWork
 	mine := *b // b itself goes on changing here
 	mine.State = nil
 	if mine.IdleSince.IsZero() {

@@ -317,6 +317,16 @@ func (qs *queues) drop(bot skep.BotID) {
 	}
 }
 
+// rouse is drop for a bot that goes on: a claim under way keeps its poll.
+func (qs *queues) rouse(bot skep.BotID) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if w := qs.bots[bot]; w != nil && !w.gone && !w.matching && !w.heir {
+		w.reply <- Command{}
+		qs.end(w)
+	}
+}
+
 // close answers all waits, those to come too, with nothing.
 func (qs *queues) close() {
 	qs.mu.Lock()

@@ -195,16 +195,25 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, _ := s.describe(r, sp.id, &req.Attributes)
+	b, st := s.describe(r, sp.id, &req.Attributes)
 	b.SessionID = req.SessionID
+	want, err := s.expected(r, b, &st, true)
+	if err != nil {
+		return err
+	}
 	b.State = handshaking(b.State, b.Dimensions)
 	b.Dimensions = skep.Dimensions{"id": {string(sp.id)}}
+	credential, err := s.credential(r.Context(), sp.id, req.Credential)
+	if err != nil {
+		return err
+	}
 	if err := s.sched.Connect(r.Context(), b); err != nil {
 		return err
 	}
 	return write(w, &botapi.HandshakeResponse{
+		Credential: credential,
 		Session:    s.sessions.seal(sp.id, req.SessionID, 0),
-		BotVersion: firstOf(s.o.BotVersion, req.Version), ServerVersion: s.o.Version,
+		BotVersion: firstOf(want, req.Version), ServerVersion: s.o.Version,
 		BotGroupCfg: botapi.BotGroupCfg{Dimensions: map[string][]string{}},
 	})
 }
@@ -261,17 +270,28 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	if b.Quarantined != "" {
 		source = scheduler.Source{} // perhaps because of its dimensions
 	}
-	streak := st.SleepStreak // the rest is large, and thousands may wait
+	streak, ourBot := st.SleepStreak, len(st.Skep) > 0 // the rest is large, and thousands may wait
+	want := ""
+	if b.Maintenance == "" { // else it is about to end
+		if want, err = s.expected(r, b, &st, false); err != nil {
+			return err
+		}
+	}
+	update := want != "" && want != b.Version
 	if !sp.bound {
 		sp.session.bot = sp.id
 	}
 	text := req.Session
 	ans := &botapi.PollResponse{Session: s.sessions.renew(sp.session, text, 0)}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
-	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source})
+	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update})
 	switch {
 	case err != nil:
 		return err
+	case cmd.Task == nil && update:
+		ans.Cmd, ans.Version = botapi.CmdUpdate, want
+	case cmd.Task == nil && b.Quarantined != "" && ourBot: // the version that mends it may come any moment
+		return sleep(w, ans, 10+rand.Float64()*10, true)
 	case cmd.Task == nil && b.Quarantined != "":
 		return sleep(w, ans, 60+rand.Float64()*180, true)
 	case cmd.Task == nil && b.Maintenance != "":

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/store"
 )
 
@@ -19,6 +20,10 @@ const (
 	ScopeUser  = "user"
 	ScopeAdmin = "admin"
 	ScopeBot   = "bot"
+
+	// ScopeBootstrap buys one bot after the other a credential of its own, a
+	// number of times, and nothing else. decisions.md 10.
+	ScopeBootstrap = "bootstrap"
 )
 
 // anonymous is the identity of a caller without credentials.
@@ -29,6 +34,7 @@ type caller struct {
 	identity string // kind:name
 	scope    string // "" = nothing at all
 	bots     []string
+	token    string // id of the token that says so, "" = none
 }
 
 type callerKey struct{}
@@ -54,7 +60,7 @@ func (s *Server) identify(r *http.Request) (*http.Request, error) {
 		if t == nil {
 			return r, skep.Errorf(skep.Unauthenticated, "the token is not known, or it has expired or been revoked")
 		}
-		c = &caller{identity: "user:" + t.Name, scope: t.Scope, bots: t.Bots}
+		c = &caller{identity: "user:" + t.Name, scope: t.Scope, bots: t.Bots, token: t.ID}
 		if t.Scope == ScopeBot {
 			c.identity = "bot:" + t.Name
 		}
@@ -66,10 +72,15 @@ func (s *Server) identify(r *http.Request) (*http.Request, error) {
 }
 
 // mayBeBot lets in who may use the Bot API at all.
-func mayBeBot(c *caller) error {
+func mayBeBot(c *caller, path string) error {
 	switch c.scope {
 	case ScopeBot, ScopeAdmin:
 		return nil
+	case ScopeBootstrap:
+		if path == botapi.PathHandshake {
+			return nil
+		}
+		return skep.Errorf(skep.Denied, "a bootstrap token only buys a credential, by a handshake that asks for one")
 	case "":
 		return skep.Errorf(skep.Unauthenticated, "a bot needs a token with scope bot; give it to skep-bot as SKEP_BOT_TOKEN")
 	default:
@@ -97,6 +108,7 @@ type tokens struct {
 
 	mu     sync.Mutex
 	byID   map[string]store.Token
+	people int // tokens that are not for bootstrap only
 	loaded time.Time
 }
 
@@ -112,27 +124,32 @@ func (ts *tokens) load(ctx context.Context) error {
 		return err
 	}
 	byID := make(map[string]store.Token, len(all))
+	people := 0
 	for _, t := range all {
 		byID[t.ID] = t
+		if t.Scope != ScopeBootstrap {
+			people++
+		}
 	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	ts.byID, ts.loaded = byID, ts.now()
+	ts.byID, ts.people, ts.loaded = byID, people, ts.now()
 	return nil
 }
 
 // none reports whether no token was ever made: an open server stays open.
+// Bootstrap tokens let nobody in, so they do not count.
 func (ts *tokens) none() bool {
 	ts.mu.Lock()
 	stale := ts.now().Sub(ts.loaded) > tokensLife
-	n := len(ts.byID)
+	n := ts.people
 	ts.mu.Unlock()
 	if stale {
 		_ = ts.load(context.Background()) // on an error the last known tokens hold
 		ts.mu.Lock()
 		defer ts.mu.Unlock()
 		ts.loaded = ts.now()
-		return len(ts.byID) == 0
+		return ts.people == 0
 	}
 	return n == 0
 }

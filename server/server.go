@@ -15,6 +15,7 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/store"
 )
@@ -30,8 +31,9 @@ type Options struct {
 	URLs    []string // public addresses, scheme and host; the first is what tasks are told
 	Open    bool     // loopback: without tokens in the store everybody may do everything
 
-	BotVersion  string // digest that skep-bots should run; "" = not served yet
-	CASInstance string // instance named in manifests of tasks that name none
+	Code        *rollout.Keeper          // bot code; nil = none is handed out
+	Script      func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
+	CASInstance string                   // instance named in manifests of tasks that name none
 }
 
 // Server serves one process of a fleet. Its methods may be called at once by
@@ -115,7 +117,8 @@ var table = []route{
 	{"POST " + botapi.PathOAuthToken, accessBot, (*Server).token},
 	{"POST " + botapi.PathIDToken, accessBot, (*Server).token},
 	{"GET /bot_code", accessAll, (*Server).botCode},
-	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCode},
+	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCodeVersion},
+	{"GET /bootstrap", accessAll, (*Server).bootstrap},
 	{"/swarming/api/", accessAll, (*Server).notFound},
 }
 
@@ -128,7 +131,7 @@ func (s *Server) routes() {
 				r, err = s.identify(r)
 			}
 			if err == nil && rt.access == accessBot {
-				err = mayBeBot(callerOf(r.Context()))
+				err = mayBeBot(callerOf(r.Context()), r.URL.Path)
 			}
 			if err == nil {
 				err = rt.handle(s, w, r)
@@ -173,11 +176,6 @@ func (s *Server) serverPing(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, err := w.Write([]byte("Server up"))
 	return err
-}
-
-// botCode has nothing to hand out yet: bots are started from a file.
-func (s *Server) botCode(http.ResponseWriter, *http.Request) error {
-	return skep.Errorf(skep.Unavailable, "this server does not hand out bot code; start skep-bot from a file")
 }
 
 func (s *Server) notFound(_ http.ResponseWriter, r *http.Request) error {

@@ -2,10 +2,8 @@ package server
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
+	"runtime"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -13,36 +11,41 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api"
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/rollout"
 )
 
 func (s *Server) getDetails(ctx context.Context, _ *emptypb.Empty) (*pb.ServerDetails, error) {
 	if err := must(ctx, permPeek); err != nil {
 		return nil, err
 	}
-	return &pb.ServerDetails{ServerVersion: s.o.Version, BotVersion: s.o.BotVersion}, nil
+	out := &pb.ServerDetails{ServerVersion: s.o.Version}
+	if s.o.Code != nil && len(s.o.URLs) > 0 {
+		b, err := s.o.Code.Code(ctx, "", rollout.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH}, s.o.URLs[0])
+		if err == nil { // else there is none
+			out.BotVersion = b.Digest
+		}
+	}
+	return out, nil
 }
 
-// bootstrapLife is how long a bootstrap token is good for.
-const bootstrapLife = time.Hour
+// What a bootstrap token of GetToken is good for. spec bot.md §2.13.
+const (
+	bootstrapLife = time.Hour
+	bootstrapUses = 1000
+)
 
-// getToken makes a bootstrap token: who asked for it, when, and a MAC.
-// spec bot.md §2.13.
+// getToken makes a bootstrap token for any bot. Who wants a narrower one uses
+// skep token create.
 func (s *Server) getToken(ctx context.Context, _ *emptypb.Empty) (*pb.BootstrapToken, error) {
 	if err := must(ctx, permCreateBot); err != nil {
 		return nil, err
 	}
-	key, err := s.store.ServerKey(ctx, "bootstrap")
+	_, name, _ := strings.Cut(callerOf(ctx).identity, ":")
+	text, _, err := CreateToken(ctx, s.store, NewToken{Name: name, Scope: ScopeBootstrap, Bots: []string{"*"}, Uses: bootstrapUses, Life: bootstrapLife})
 	if err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(map[string]any{"_i": s.o.Now().UnixMilli(), "_x": bootstrapLife.Milliseconds(), "for": callerOf(ctx).identity})
-	if err != nil {
-		return nil, err
-	}
-	b := append([]byte{1}, body...)
-	m := hmac.New(sha256.New, key)
-	m.Write(b)
-	return &pb.BootstrapToken{BootstrapToken: base64.RawURLEncoding.EncodeToString(m.Sum(b))}, nil
+	return &pb.BootstrapToken{BootstrapToken: text}, nil
 }
 
 func (s *Server) getPermissions(ctx context.Context, req *pb.PermissionsRequest) (*pb.ClientPermissions, error) {

@@ -27,23 +27,28 @@ func TokenID(token string) (id string, ok bool) {
 // NewToken describes a token to make.
 type NewToken struct {
 	Name  string        // who has it
-	Scope string        // ScopeUser, ScopeAdmin or ScopeBot
-	Bots  []string      // ScopeBot: ids, or prefixes ending in *; required
+	Scope string        // ScopeUser, ScopeAdmin, ScopeBot or ScopeBootstrap
+	Bots  []string      // ScopeBot and ScopeBootstrap: ids, or prefixes ending in *; required
+	Uses  int           // ScopeBootstrap: how many bots it brings in; at least 1
 	Life  time.Duration // 0 = for ever
 }
+
+func forBots(scope string) bool { return scope == ScopeBot || scope == ScopeBootstrap }
 
 // CreateToken makes a token, stores its hash, and returns its text, which
 // cannot be read again.
 func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id string, err error) {
 	switch {
-	case !slices.Contains([]string{ScopeUser, ScopeAdmin, ScopeBot}, n.Scope):
-		return "", "", skep.Invalidf("scope", "%q is not user, admin or bot", n.Scope)
+	case !slices.Contains([]string{ScopeUser, ScopeAdmin, ScopeBot, ScopeBootstrap}, n.Scope):
+		return "", "", skep.Invalidf("scope", "%q is not user, admin, bot or bootstrap", n.Scope)
 	case n.Name == "" || strings.ContainsAny(n.Name, " \t\r\n:"):
 		return "", "", skep.Invalidf("name", "%q must not be empty nor contain blanks or colons", n.Name)
-	case n.Scope == ScopeBot && len(n.Bots) == 0:
-		return "", "", skep.Invalidf("bot-id", "a token of scope bot names the bots that may use it, such as 'lab1-*'")
-	case n.Scope != ScopeBot && len(n.Bots) > 0:
-		return "", "", skep.Invalidf("bot-id", "only a token of scope bot is bound to bots")
+	case forBots(n.Scope) && len(n.Bots) == 0:
+		return "", "", skep.Invalidf("bot-id", "a token of scope %s names the bots that may use it, such as 'lab1-*'", n.Scope)
+	case !forBots(n.Scope) && len(n.Bots) > 0:
+		return "", "", skep.Invalidf("bot-id", "only a token of scope bot or bootstrap is bound to bots")
+	case n.Scope == ScopeBootstrap && (n.Uses < 1 || n.Life == 0):
+		return "", "", skep.Invalidf("count", "a bootstrap token is limited: say for how many bots (--count) and how long (--expires)")
 	case n.Life < 0:
 		return "", "", skep.Invalidf("life", "is negative")
 	}
@@ -53,7 +58,7 @@ func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id str
 	text = tokenPrefix + id + "_" + base64.RawURLEncoding.EncodeToString(raw[6:])
 	hash := sha256.Sum256([]byte(text))
 	err = st.Update(ctx, func(tx *store.Tx) error {
-		t := store.Token{ID: id, Hash: hash[:], Name: n.Name, Scope: n.Scope, Bots: n.Bots}
+		t := store.Token{ID: id, Hash: hash[:], Name: n.Name, Scope: n.Scope, Bots: n.Bots, UsesLeft: n.Uses}
 		if n.Life > 0 {
 			t.ExpiresAt = tx.Now.Add(n.Life)
 		}
@@ -63,7 +68,7 @@ func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id str
 		}
 		for _, o := range all { // the name is the identity: it belongs to one
 			valid := o.RevokedAt.IsZero() && (o.ExpiresAt.IsZero() || tx.Now.Before(o.ExpiresAt))
-			if valid && o.Name == n.Name && (o.Scope == ScopeBot) == (n.Scope == ScopeBot) {
+			if n.Scope != ScopeBootstrap && o.Scope != ScopeBootstrap && valid && o.Name == n.Name && (o.Scope == ScopeBot) == (n.Scope == ScopeBot) {
 				return skep.Errorf(skep.Conflict, "token %s has the name %s already; choose another, or revoke that one first", o.ID, n.Name)
 			}
 		}

@@ -16,6 +16,23 @@ func (r reads) Meta(ctx context.Context, key string) (string, error) {
 	return v, nil
 }
 
+// LockMeta is Meta for changing it: on PostgreSQL other servers wait, also for
+// a value that was never set.
+func (tx *Tx) LockMeta(key string) (string, error) {
+	query := `SELECT value FROM meta WHERE key = $1`
+	if tx.d == postgres {
+		if err := tx.write(`INSERT INTO meta (key, value) VALUES ($1, '') ON CONFLICT DO NOTHING`, key); err != nil {
+			return "", fmt.Errorf("lock %s: %w", key, err)
+		}
+		query += ` FOR UPDATE`
+	}
+	var v string
+	if _, err := tx.q.row(tx.ctx, query, []any{key}, &v); tx.note(err) != nil {
+		return "", fmt.Errorf("read %s: %w", key, err)
+	}
+	return v, nil
+}
+
 // SetMeta sets a value of the fleet.
 func (tx *Tx) SetMeta(key, value string) error {
 	if err := tx.write(`INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value); err != nil {

@@ -14,8 +14,9 @@ type Token struct {
 	ID        string // shown in listings, first part of the token
 	Hash      []byte // SHA-256 of the whole token
 	Name      string
-	Scope     string   // "user", "admin" or "bot"
-	Bots      []string // scope bot: ids, or prefixes ending in *
+	Scope     string   // "user", "admin", "bot" or "bootstrap"
+	Bots      []string // scopes bot and bootstrap: ids, or prefixes ending in *
+	UsesLeft  int      // scope bootstrap: bots that it may still bring in
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero = never
 	RevokedAt time.Time // zero = valid
@@ -23,8 +24,8 @@ type Token struct {
 
 // AddToken stores a new token.
 func (tx *Tx) AddToken(t Token) error {
-	err := tx.write(`INSERT INTO tokens (id, hash, name, scope, bots, created_us, expires_us, revoked_us) VALUES ($1,$2,$3,$4,$5,$6,$7,0)`,
-		t.ID, t.Hash, t.Name, t.Scope, strings.Join(t.Bots, "\n"), micros(tx.Now), micros(t.ExpiresAt))
+	err := tx.write(`INSERT INTO tokens (id, hash, name, scope, bots, uses_left, created_us, expires_us, revoked_us) VALUES ($1,$2,$3,$4,$5,$6,$7,$8,0)`,
+		t.ID, t.Hash, t.Name, t.Scope, strings.Join(t.Bots, "\n"), t.UsesLeft, micros(tx.Now), micros(t.ExpiresAt))
 	if err != nil {
 		return fmt.Errorf("store token: %w", err)
 	}
@@ -43,14 +44,34 @@ func (tx *Tx) RevokeToken(id string) error {
 	return nil
 }
 
-const tokenColumns = `id, hash, name, scope, bots, created_us, expires_us, revoked_us`
+// UseToken takes one use of a bootstrap token; ok is false when none is left.
+func (tx *Tx) UseToken(id string) (ok bool, err error) {
+	n, err := tx.exec(`UPDATE tokens SET uses_left = uses_left - 1 WHERE id = $1 AND uses_left > 0`, id)
+	if err != nil {
+		return false, fmt.Errorf("use token: %w", err)
+	}
+	return n > 0, nil
+}
+
+// ReplaceTokens lets the other tokens of a name and scope expire at until at
+// the latest.
+func (tx *Tx) ReplaceTokens(name, scope, but string, until time.Time) error {
+	err := tx.write(`UPDATE tokens SET expires_us = $4 WHERE name = $1 AND scope = $2 AND id <> $3 AND revoked_us = 0 AND (expires_us = 0 OR expires_us > $4)`,
+		name, scope, but, micros(until))
+	if err != nil {
+		return fmt.Errorf("replace tokens: %w", err)
+	}
+	return nil
+}
+
+const tokenColumns = `id, hash, name, scope, bots, uses_left, created_us, expires_us, revoked_us`
 
 func scanToken(row scanner) (t Token, err error) {
 	var (
 		bots                      string
 		created, expires, revoked int64
 	)
-	if err := row.Scan(&t.ID, &t.Hash, &t.Name, &t.Scope, &bots, &created, &expires, &revoked); err != nil {
+	if err := row.Scan(&t.ID, &t.Hash, &t.Name, &t.Scope, &bots, &t.UsesLeft, &created, &expires, &revoked); err != nil {
 		return t, err
 	}
 	if bots != "" {

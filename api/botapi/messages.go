@@ -36,6 +36,22 @@ type Attributes struct {
 type HandshakeRequest struct {
 	Attributes
 	SessionID string `json:"session_id"` // ^[a-z0-9\-_/]{1,50}$; the same on each retry of one process
+
+	Credential *CredentialRequest `json:"credential,omitempty"` // skep: it wants a credential of its own
+}
+
+// CredentialRequest asks that a token which the bot made be accepted as its
+// credential from now on. The token itself stays with the bot. Repeating it
+// changes nothing. decisions.md 10.
+type CredentialRequest struct {
+	ID   string `json:"id"`   // public part of the token
+	Hash string `json:"hash"` // SHA-256 of the whole token, lowercase hex
+}
+
+// Credential says that the token asked for is accepted.
+type Credential struct {
+	ID      string `json:"id"`
+	Expires int64  `json:"expires"` // Unix seconds
 }
 
 // HandshakeResponse is never an empty object.
@@ -43,7 +59,8 @@ type HandshakeResponse struct {
 	Session       string      `json:"session"` // opaque token, echoed in every later request
 	BotVersion    string      `json:"bot_version"`
 	ServerVersion string      `json:"server_version"`
-	BotConfig     *string     `json:"bot_config"` // source of an injected hooks script
+	Credential    *Credential `json:"credential,omitempty"` // skep: answers CredentialRequest; absent where no credential is needed
+	BotConfig     *string     `json:"bot_config"`           // source of an injected hooks script
 	BotConfigName string      `json:"bot_config_name"`
 	BotConfigRev  string      `json:"bot_config_rev"`
 	BotGroupCfg   BotGroupCfg `json:"bot_group_cfg"`

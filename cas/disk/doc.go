@@ -1,0 +1,13 @@
+// Package disk keeps the blobs of a server's content-addressed storage in a
+// directory that one process owns.
+//
+// A blob of at most 64 KiB is a record of an append-only pack file; a larger
+// one is a file of its own. Nothing is acknowledged before it is durable, and
+// nothing is handed out that was not checked against a checksum since it was
+// read: what fails goes to the quarantine and is missing from then on. The
+// layout, and why a process may be killed at any byte, stands in
+// docs/adr/0014-content-on-disk.md.
+//
+// Memory is about 75 bytes for a small blob and 115 for a large one: 10
+// million small blobs need about 0.75 GB.
+package disk

@@ -1,0 +1,157 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/skepdev/skep"
+)
+
+// freeSpace is what the file system has free, asked at most once in a while.
+type freeSpace struct {
+	mu    sync.Mutex
+	at    time.Time
+	bytes int64
+	fake  func() int64 // of tests
+}
+
+// get returns the free bytes, -1 when unknown.
+func (f *freeSpace) get(s *Store) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fake != nil {
+		return f.fake()
+	}
+	if now := time.Now(); f.at.IsZero() || now.Sub(f.at) > time.Second || now.Before(f.at) {
+		f.at = now
+		n, err := freeBytes(s.o.Dir)
+		if err != nil {
+			n = -1
+		}
+		f.bytes = n
+	}
+	return f.bytes
+}
+
+func (f *freeSpace) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at = time.Time{}
+}
+
+// excess is by how many bytes the store is too large to write need more.
+func (s *Store) excess(need int64) int64 {
+	free := s.free.get(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	over := s.bytes + s.reserved + need - s.o.MaxBytes
+	if free >= 0 {
+		over = max(over, s.o.MinFree+s.reserved+need-free)
+	}
+	return over
+}
+
+// reserve sets need bytes aside for a write, after evicting what must go.
+// Nothing is evicted for a write that can never fit.
+func (s *Store) reserve(ctx context.Context, need int64) error {
+	for {
+		if over := s.excess(need); over <= 0 {
+			break
+		}
+		if need > s.o.MaxBytes {
+			return s.full(need, nil)
+		}
+		if err := s.makeRoom(ctx, need, false); err != nil {
+			return err
+		}
+		if s.excess(need) > 0 {
+			return s.full(need, nil)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	s.reserved += need
+	return nil
+}
+
+func (s *Store) release(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reserved -= n
+}
+
+// full is the error of a store without room for need bytes.
+func (s *Store) full(need int64, cause error) error {
+	u := s.Usage()
+	text := fmt.Sprintf("the content-addressed storage has no room for %d bytes: it holds %d of at most %d, %d for writes under way, %d needed by pending and running tasks, %d others less than %v old; %d bytes are free on the disk, %d must stay free",
+		need, u.Bytes, u.Limit, u.Reserved, u.Pinned, u.Fresh, Keep, u.Free, u.MinFree)
+	if cause != nil {
+		return skep.Errorf(skep.Exhausted, "%s: %w", text, cause)
+	}
+	return skep.Errorf(skep.Exhausted, "%s", text)
+}
+
+// makeRoom evicts until need bytes fit, and then some, so that the next write
+// need not wait as well. One does it at a time. diskFull says that the file
+// system refused bytes, whatever it said to be free.
+func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) error {
+	select {
+	case s.room <- struct{}{}:
+		defer func() { <-s.room }()
+	case <-s.quit:
+		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.free.forget()
+	over := s.excess(need)
+	if diskFull {
+		over = max(over, need)
+	}
+	if over <= 0 {
+		return nil // somebody else was first
+	}
+	if err := s.mark(ctx); err != nil {
+		return err
+	}
+	defer s.free.forget()
+	return s.evict(ctx, over, over+s.o.MaxBytes/20)
+}
+
+// Run evicts, compacts, looks for damage and writes down last uses until ctx
+// ends. A store works without it; then writers wait for room longer.
+func (s *Store) Run(ctx context.Context) error {
+	every := time.NewTicker(time.Minute)
+	defer every.Stop()
+	var scrub scrubber
+	for {
+		if over := s.excess(s.o.MaxBytes / 50); over > 0 { // ahead of the writers
+			s.round(ctx, s.makeRoom(ctx, s.o.MaxBytes/50, false))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.quit:
+			return nil
+		case <-s.wake:
+		case <-every.C:
+			s.expireUploads()
+			s.saveUse()
+			s.round(ctx, s.compactWorst(ctx))
+			s.round(ctx, scrub.round(ctx, s))
+		}
+	}
+}
+
+// round logs what went wrong; the next one tries again.
+func (s *Store) round(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errClosed) {
+		s.o.Log.WarnContext(ctx, "care of the content-addressed storage failed", "err", err)
+	}
+}

@@ -1,0 +1,332 @@
+package disk
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/cas"
+)
+
+const (
+	// UploadKeep is how long an unfinished upload waits for its next byte.
+	UploadKeep = 10 * time.Minute
+
+	maxUploads  = 1024 // unfinished ones
+	maxUploadID = 256
+)
+
+// uploads are the unfinished uploads by id.
+type uploads struct {
+	mu   sync.Mutex
+	byID map[string]*upload
+}
+
+// upload is what callers of the same id share. Its mutex is held while bytes
+// are written, and taken before any other.
+type upload struct {
+	id     string
+	digest cas.Digest
+	last   atomic.Int64 // Unix nanoseconds of the last call
+
+	mu    sync.Mutex
+	owner *Upload // who may write: the last who asked
+	file  *os.File
+	temp  string
+	data  []byte // of a small blob, instead of a file
+	sum   summer
+	ended bool
+	held  int64 // bytes reserved
+	began int64 // bytes of which writing to disk was started
+}
+
+// Upload is one caller's part in writing one blob. It is not for many
+// goroutines at once.
+type Upload struct {
+	s    *Store
+	u    *upload
+	done bool // the blob is there
+	d    cas.Digest
+}
+
+// Upload starts writing blob d in pieces, or goes on with it when an earlier
+// caller with the same id stopped; that one's writes fail from then on. An
+// unfinished upload lives for UploadKeep after the last call, and as long as
+// the store is open. If the store has the blob already, Offset says its size
+// and Commit does nothing.
+func (s *Store) Upload(ctx context.Context, d cas.Digest, id string) (*Upload, error) {
+	if id == "" || len(id) > maxUploadID {
+		return nil, skep.Errorf(skep.Invalid, "upload id of %d bytes, want 1 to %d", len(id), maxUploadID)
+	}
+	missing, err := s.Missing(ctx, []cas.Digest{d})
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) == 0 {
+		s.uploads.drop(s, id)
+		return &Upload{s: s, d: d, done: true}, nil
+	}
+	s.expireUploads()
+	s.uploads.mu.Lock()
+	u := s.uploads.byID[id]
+	s.uploads.mu.Unlock()
+	if u == nil {
+		if u, err = s.newUpload(ctx, d, id); err != nil {
+			return nil, err
+		}
+	}
+	if u.digest != d {
+		return nil, skep.Errorf(skep.Conflict, "upload %q is of blob %s already", id, u.digest)
+	}
+	up := &Upload{s: s, u: u, d: d}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.owner = up
+	u.last.Store(s.o.Now().UnixNano())
+	return up, nil
+}
+
+func (s *Store) newUpload(ctx context.Context, d cas.Digest, id string) (*upload, error) {
+	u := &upload{id: id, digest: d, sum: summer{hash: sha256.New()}, held: fileLen(d.Size)}
+	u.last.Store(s.o.Now().UnixNano())
+	if err := s.reserve(ctx, u.held); err != nil {
+		return nil, err
+	}
+	if d.Size > smallMax {
+		var err error
+		if u.file, u.temp, err = s.createTemp(); err != nil {
+			s.release(u.held)
+			if isFull(err) {
+				err = s.full(d.Size, err)
+			}
+			return nil, err
+		}
+	}
+	s.uploads.mu.Lock()
+	other := s.uploads.byID[id]
+	n := len(s.uploads.byID)
+	if other == nil && n < maxUploads {
+		if s.uploads.byID == nil {
+			s.uploads.byID = map[string]*upload{}
+		}
+		s.uploads.byID[id] = u
+		s.uploads.mu.Unlock()
+		return u, nil
+	}
+	s.uploads.mu.Unlock()
+	u.mu.Lock()
+	u.end(s)
+	u.mu.Unlock()
+	if other != nil {
+		return other, nil
+	}
+	return nil, skep.Errorf(skep.Exhausted, "%d uploads are unfinished already", n)
+}
+
+// UploadOffset returns how many bytes of an upload were received; known is
+// false when there is none of that id for that blob. Of a blob that the store
+// has, complete is true.
+func (s *Store) UploadOffset(d cas.Digest, id string) (offset int64, complete, known bool) {
+	s.mu.Lock()
+	_, have := s.find(d)
+	s.mu.Unlock()
+	if have || d == cas.Empty {
+		return d.Size, true, true
+	}
+	s.uploads.mu.Lock()
+	u := s.uploads.byID[id]
+	s.uploads.mu.Unlock()
+	if u == nil || u.digest != d {
+		return 0, false, false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sum.size, false, !u.ended
+}
+
+// Offset is where the next Write goes.
+func (up *Upload) Offset() int64 {
+	if up.done {
+		return up.d.Size
+	}
+	up.u.mu.Lock()
+	defer up.u.mu.Unlock()
+	return up.u.sum.size
+}
+
+var errTakenOver = skep.Errorf(skep.Conflict, "somebody else goes on with this upload, or it has ended")
+
+// Write appends to the content. More bytes than the blob has are an Invalid
+// error. After an Exhausted error the upload is gone, with all of its bytes.
+func (up *Upload) Write(p []byte) (int, error) {
+	if up.done {
+		if len(p) > 0 {
+			return 0, skep.Errorf(skep.Invalid, "blob %s is complete already", up.d)
+		}
+		return 0, nil
+	}
+	u := up.u
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.owner != up || u.ended {
+		return 0, errTakenOver
+	}
+	u.last.Store(up.s.o.Now().UnixNano())
+	if int64(len(p)) > u.digest.Size-u.sum.size {
+		return 0, skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u.digest)
+	}
+	if u.file == nil {
+		u.data = append(u.data, p...)
+		return u.sum.Write(p)
+	}
+	err := up.s.step("write upload")
+	n := 0
+	if err == nil {
+		n, err = u.file.WriteAt(p, u.sum.size)
+	}
+	_, _ = u.sum.Write(p[:n])
+	if isFull(err) {
+		u.end(up.s)
+		return n, up.s.full(u.digest.Size, err)
+	}
+	if err != nil {
+		return n, fmt.Errorf("write blob %s: %w", u.digest, err)
+	}
+	if n := u.sum.size - u.began; n >= 8<<20 {
+		writeBehind(u.file, u.began, n)
+		u.began += n
+	}
+	return n, nil
+}
+
+// Commit checks the content against the digest and makes the blob durable.
+// Content that is too short or different is an Invalid error. Whether it
+// fails or not, the upload has ended.
+func (up *Upload) Commit(ctx context.Context) error {
+	if up.done {
+		return nil
+	}
+	u, s := up.u, up.s
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.owner != up || u.ended {
+		return errTakenOver
+	}
+	defer u.end(s)
+	if u.sum.size != u.digest.Size {
+		return skep.Errorf(skep.Invalid, "blob %s: the content has %d bytes", u.digest, u.sum.size)
+	}
+	if got := cas.Hash(u.sum.hash.Sum(nil)); got != u.digest.Hash {
+		return skep.Errorf(skep.Invalid, "blob %s: the content's hash is %s", u.digest, got)
+	}
+	if u.file == nil {
+		s.release(u.held) // writeSmall takes its own
+		u.held = 0
+		it := &item{digest: u.digest, data: u.data, sum: crc(u.data)}
+		if err := s.writeSmall(ctx, &commit{items: []*item{it}}, recordLen+u.digest.Size); err != nil {
+			return err
+		}
+		return it.err
+	}
+	err := s.step("write upload")
+	if err == nil {
+		_, err = u.file.WriteAt(u.sum.footer(), u.digest.Size)
+	}
+	f := u.file
+	u.file = nil
+	err = s.install(f, u.temp, u.digest, err)
+	if isFull(err) {
+		return s.full(u.digest.Size, err)
+	}
+	return err
+}
+
+// Close lets another caller go on. It may be called after Commit.
+func (up *Upload) Close() error {
+	if up.done {
+		return nil
+	}
+	up.u.mu.Lock()
+	defer up.u.mu.Unlock()
+	if up.u.owner == up {
+		up.u.owner = nil
+	}
+	return nil
+}
+
+// end forgets an upload and what it wrote. The caller holds its mutex.
+func (u *upload) end(s *Store) {
+	if u.ended {
+		return
+	}
+	u.ended = true
+	if u.file != nil {
+		_ = u.file.Close()
+		if err := s.root.Remove(u.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.o.Log.Warn("a temporary file stays until the next start", "file", u.temp, "err", err)
+		}
+	}
+	u.file, u.data = nil, nil
+	s.release(u.held)
+	s.uploads.mu.Lock()
+	defer s.uploads.mu.Unlock()
+	if s.uploads.byID[u.id] == u {
+		delete(s.uploads.byID, u.id)
+	}
+}
+
+// expireUploads ends those whose callers stay away.
+func (s *Store) expireUploads() {
+	now := s.o.Now()
+	var old []*upload
+	s.uploads.mu.Lock()
+	for _, u := range s.uploads.byID {
+		if now.Sub(time.Unix(0, u.last.Load())) > UploadKeep {
+			old = append(old, u)
+		}
+	}
+	s.uploads.mu.Unlock()
+	for _, u := range old {
+		if u.mu.TryLock() { // else somebody writes
+			u.end(s)
+			u.mu.Unlock()
+		}
+	}
+}
+
+func (us *uploads) drop(s *Store, id string) {
+	us.mu.Lock()
+	u := us.byID[id]
+	us.mu.Unlock()
+	if u != nil && u.mu.TryLock() {
+		u.end(s)
+		u.mu.Unlock()
+	}
+}
+
+func (us *uploads) dropAll(s *Store) {
+	us.mu.Lock()
+	all := make([]*upload, 0, len(us.byID))
+	for _, u := range us.byID {
+		all = append(all, u)
+	}
+	us.mu.Unlock()
+	for _, u := range all {
+		u.mu.Lock()
+		u.end(s)
+		u.mu.Unlock()
+	}
+}
+
+func (us *uploads) count() int {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	return len(us.byID)
+}
