@@ -142,36 +142,62 @@ func (s *Starter) take() (*pair, error) {
 	return s.start(false)
 }
 
-func (s *Starter) start(ahead bool) (p *pair, err error) {
+// start starts a task_runner and, while that comes up, makes what its task
+// will need.
+func (s *Starter) start(ahead bool) (*pair, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	p = &pair{}
-	var open []*os.File
-	defer func() {
-		if err == nil {
-			return
-		}
-		for _, f := range open {
+	p := &pair{}
+	if err := s.startRunner(p); err != nil {
+		return nil, fmt.Errorf("start task_runner: %w", err)
+	}
+	if err := s.furnish(p); err != nil {
+		for _, f := range []*os.File{p.words, p.life} {
 			_ = f.Close()
 		}
-		if p.place != nil {
-			_ = p.place.Remove()
-		}
-	}()
-	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
-		return nil, fmt.Errorf("work directory: %w", err)
-	}
-	if p.place, err = proc.Plan(s.method, "skep-"+strings.ToLower(rand.Text()[:16])); err != nil {
-		return nil, fmt.Errorf("contain a task: %w", err)
-	}
-	p.place.Hidden = s.iso.Kind == proc.IsolationView
-	if err = writeJSON(filepath.Join(p.dir, recordFile), p.place); err != nil {
+		p.p.Wait() // it has been told nothing, so it just goes
+		_ = p.news.Close()
 		return nil, err
 	}
-	if err = p.place.Make(); err != nil {
-		return nil, fmt.Errorf("contain a task: %w", err)
+	if err := json.NewEncoder(p.words).Encode(s.setup(p, ahead)); err != nil {
+		_ = s.discard(p)
+		return nil, fmt.Errorf("task_runner takes no setup: %w", err)
 	}
+	return p, nil
+}
+
+// furnish makes the work directory and the place, and records the place before
+// anything can be in it. What it made is gone when it fails.
+func (s *Starter) furnish(p *pair) (err error) {
+	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
+		return fmt.Errorf("work directory: %w", err)
+	}
+	place, err := proc.Plan(s.method, "skep-"+strings.ToLower(rand.Text()[:16]))
+	if err != nil {
+		return fmt.Errorf("contain a task: %w", err)
+	}
+	place.Hidden = s.iso.Kind == proc.IsolationView
+	if err = writeJSON(filepath.Join(p.dir, recordFile), place); err != nil {
+		return err
+	}
+	if err = place.Make(); err != nil {
+		return errors.Join(fmt.Errorf("contain a task: %w", err), place.Remove())
+	}
+	p.place = place
+	return nil
+}
+
+// startRunner starts the process with its pipes.
+func (s *Starter) startRunner(p *pair) (err error) {
+	var open []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range open {
+				_ = f.Close()
+			}
+		}
+	}()
 	pipe := func() (r, w *os.File) {
 		if err == nil {
 			if r, w, err = os.Pipe(); err == nil {
@@ -184,12 +210,11 @@ func (s *Starter) start(ahead bool) (p *pair, err error) {
 	lifeR, life := pipe()
 	news, newsW := pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p.words, p.life, p.news = words, life, news
 	raw, err := s.rawLog()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer raw.Close()
 	files := []*os.File{wordsR, newsW, raw}
@@ -198,19 +223,17 @@ func (s *Starter) start(ahead bool) (p *pair, err error) {
 	}
 	p.p, err = proc.Start(&proc.Cmd{
 		Path: s.cfg.Exe, Args: []string{s.cfg.Exe, "task_runner"}, Dir: s.cfg.BotDir, Files: files, NewGroup: true,
-		Env: append(baseEnviron(s.cfg.Environ, s.cfg.EnvPass), "GOMAXPROCS=2"),
+		// One processor: it mostly waits, and a second one is a sixth of what its start costs.
+		Env: append(baseEnviron(s.cfg.Environ, s.cfg.EnvPass), "GOMAXPROCS=1"),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start task_runner: %w", err)
+		return err
 	}
 	for _, f := range []*os.File{wordsR, lifeR, newsW} {
 		_ = f.Close()
 	}
-	if err := json.NewEncoder(p.words).Encode(s.setup(p, ahead)); err != nil {
-		_ = s.discard(p)
-		return nil, fmt.Errorf("task_runner takes no setup: %w", err)
-	}
-	return p, nil
+	p.words, p.life, p.news = words, life, news
+	return nil
 }
 
 func (s *Starter) free() {
