@@ -30,6 +30,7 @@ const (
 	envBootstrap  = "SKEP_BOOTSTRAP_TOKEN" // buys the bot one of its own
 	envReboot     = "SKEP_REBOOT"          // "none" = never restart the host
 	envStartAhead = "SKEP_START_AHEAD"     // "0" = start each task's processes only when it comes
+	envGuard      = "SKEP_GUARD_PID"       // (internal) who watches over the update that this is
 	envLockFD     = "SKEP_LOCK_FD"         // (internal) the lock, kept over an exec
 )
 
@@ -117,6 +118,7 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 	defer logs.Close()
 	log := slog.New(logfile.Tee(logfile.NewHandler(logs, slog.LevelDebug), logfile.NewHandler(e.Stderr, slog.LevelError)))
 	s.takeSecrets(log)
+	mourn()
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -34,28 +35,44 @@ func checkExe(ctx context.Context, exe string) error {
 func (s *site) become(log *slog.Logger, lock *bot.Lock, u *update.Updater, exe, reason string) error {
 	log.Info("becoming other code", "exe", exe, "reason", reason)
 	if t := u.Trial(); t != nil && t.Slot == filepath.Base(exe) {
-		if err := s.startGuard(t.Version); err != nil {
+		pid, err := s.startGuard(t.Version)
+		if err != nil {
 			log.Warn("nobody watches the update", "err", err)
 		}
+		return replace(lock, exe, append(s.environ(), envGuard+"="+strconv.Itoa(pid)))
 	}
 	return replace(lock, exe, s.environ())
 }
 
 // startGuard leaves a process of this code behind that outlives it and watches
 // over the trial of other code. Credentials go through its standard input.
-func (s *site) startGuard(version string) error {
+func (s *site) startGuard(version string) (pid int, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Close()
 	defer w.Close()
-	if _, err := proc.Start(&proc.Cmd{
+	p, err := proc.Start(&proc.Cmd{
 		Path: s.exe, Args: []string{s.exe, "guard", version}, Env: os.Environ(), Files: []*os.File{r}, NewGroup: true,
-	}); err != nil {
-		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	return json.NewEncoder(w).Encode(s.secrets) // far shorter than a pipe holds
+	return p.Pid, json.NewEncoder(w).Encode(s.secrets) // far shorter than a pipe holds
+}
+
+// mourn waits for the guard, which is a child of this process since before its
+// exec, so that no trace of it stays when it ends.
+func mourn() {
+	pid, err := strconv.Atoi(os.Getenv(envGuard))
+	os.Unsetenv(envGuard)
+	if err != nil || pid <= 0 {
+		return
+	}
+	if p, err := os.FindProcess(pid); err == nil {
+		go func() { _, _ = p.Wait() }()
+	}
 }
 
 // guard is the process that startGuard starts: guard VERSION.
