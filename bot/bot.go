@@ -104,6 +104,7 @@ type Bot struct {
 	task     string // run id in hand
 	lastGood map[string][]string
 	polled   time.Time // last answered poll
+	turned   time.Time // when the loop last began a turn
 	costHour float64   // USD, as last told to the server
 }
 

@@ -25,8 +25,10 @@ const (
 	BootstrapFile  = "bootstrap.tok"
 )
 
-// renewBefore is how long before its end a credential is renewed.
-const renewBefore = 30 * 24 * time.Hour
+const (
+	renewBefore = 30 * 24 * time.Hour // a credential is renewed so long before its end
+	renewEvery  = time.Hour           // between tries
+)
 
 // Credential is what a bot shows to its server: the token that it was started
 // with, or one of its own, which a bootstrap token bought. Its own lies in one
@@ -37,8 +39,9 @@ type Credential struct {
 	given     string // SKEP_BOT_TOKEN
 	bootstrap string // buys the first one
 
-	mu  sync.Mutex
-	own ownCredential
+	mu    sync.Mutex
+	own   ownCredential
+	tried time.Time // to renew it
 }
 
 type ownCredential struct {
@@ -86,6 +89,22 @@ func (c *Credential) Token() string {
 	}
 }
 
+// Due reports whether it is time to renew the bot's own credential; after
+// that not again for an hour.
+func (c *Credential) Due(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ends(now) || now.Sub(c.tried) < renewEvery {
+		return false
+	}
+	c.tried = now
+	return true
+}
+
+func (c *Credential) ends(now time.Time) bool {
+	return c.own.Token != "" && now.Add(renewBefore).Unix() > c.own.Expires
+}
+
 // Request returns what the next handshake asks for, nil when the bot has what
 // it needs. The token is on the disk before anybody hears of it, so that the
 // same one is asked for after a crash.
@@ -93,8 +112,7 @@ func (c *Credential) Request(now time.Time) (*botapi.CredentialRequest, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first := c.own.Token == "" && c.given == "" && c.bootstrap != ""
-	renew := c.own.Token != "" && now.Add(renewBefore).Unix() > c.own.Expires
-	if !first && !renew {
+	if !first && !c.ends(now) {
 		return nil, nil
 	}
 	if c.own.Next == "" {

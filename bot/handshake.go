@@ -27,6 +27,19 @@ func (b *Bot) handshake() error {
 	}
 }
 
+// renewCredential shakes hands for a new credential when the bot's own one
+// comes to its end. It is called between tasks.
+func (b *Bot) renewCredential() {
+	if b.cfg.Credential == nil || !b.cfg.Credential.Due(b.cfg.Now()) {
+		return
+	}
+	if res, err := b.shake(); err != nil {
+		b.log.Warn("renew the credential", "err", err)
+	} else {
+		b.connected(res)
+	}
+}
+
 // shake is one handshake, which also asks for a credential where the bot needs
 // one.
 func (b *Bot) shake() (*botapi.HandshakeResponse, error) {

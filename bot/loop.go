@@ -22,6 +22,10 @@ const (
 
 // step polls once and does what the answer says.
 func (b *Bot) step() {
+	b.mu.Lock()
+	b.turned = b.cfg.Now()
+	b.mu.Unlock()
+	b.renewCredential()
 	key := newUUID()
 	start := time.Now()
 	res, manifest, err := b.poll(b.idle, key)

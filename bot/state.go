@@ -47,3 +47,14 @@ func (b *Bot) Status() Status {
 		Illness: b.illness, Polled: b.polled, Idle: b.streak, Unsent: b.out.len(), Attributes: attrs,
 	}
 }
+
+// maxTurn is how long a turn of the loop may take besides a task: a poll waits
+// for a minute at most, an update downloads for half an hour.
+const maxTurn = 40 * time.Minute
+
+// Alive reports whether the bot's loop goes round: for a watchdog.
+func (b *Bot) Alive() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.task != "" || b.turned.IsZero() || b.cfg.Now().Sub(b.turned) < maxTurn
+}

@@ -135,6 +135,7 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 		b.Error(fmt.Sprintf("unexpected arguments %q were ignored", stray))
 	}
 	go trimMemory(ctx)
+	go openService(log).run(ctx, b.Alive)
 	err = b.Run(ctx)
 	_ = os.Remove(bot.SocketFile)
 	return 0, err

@@ -389,6 +389,19 @@ func (k *Keeper) Code(ctx context.Context, bot skep.BotID, p Platform, url strin
 	return k.build(ctx, release, p, url)
 }
 
+// Version returns the digest of a release's code for a platform, at the
+// server's first address; "" when there is none.
+func (k *Keeper) Version(ctx context.Context, release string, p Platform) string {
+	if release == "" {
+		return ""
+	}
+	b, err := k.build(ctx, release, p, k.o.URLs[0])
+	if err != nil {
+		return ""
+	}
+	return b.Digest
+}
+
 // WithDigest returns the build that has a digest, of the releases that a bot
 // may be told to run now; nil when there is none.
 func (k *Keeper) WithDigest(ctx context.Context, digest string) (*Build, error) {

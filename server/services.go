@@ -55,6 +55,11 @@ func (s *Server) register() error {
 			"GetToken":       prpc.Unary(s.getToken),
 			"GetPermissions": prpc.Unary(s.getPermissions),
 		}),
+		s.rpc.Register(skeppb.File_skeppb_rollouts_proto.Services().ByName("Rollouts"), prpc.Methods{
+			"GetRollout":    prpc.Unary(s.getRollout),
+			"HaltRollout":   prpc.Unary(s.haltRollout),
+			"ResumeRollout": prpc.Unary(s.resumeRollout),
+		}),
 		s.rpc.Register(skepTasks, prpc.Methods{
 			"Watch": prpc.Unary(s.watch),
 		}),

@@ -1,0 +1,50 @@
+package botcli
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A service manager hears that the bot is up, then that it lives for as long
+// as it does. systemd's sd_notify(3), sd_watchdog_enabled(3).
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Skip("no unix datagrams here:", err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "3000")
+	s := openService(slog.New(slog.NewTextHandler(t.Output(), nil)))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	asked := 0
+	go func() {
+		defer close(ended)
+		s.run(ctx, func() bool { asked++; return asked > 2 })
+	}()
+	var got []string
+	buf := make([]byte, 100)
+	for len(got) < 3 {
+		n, err := l.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(buf[:n]))
+	}
+	cancel()
+	<-ended
+	if !strings.HasPrefix(got[0], "READY=1\nMAINPID=") || got[1] != "WATCHDOG=1" || got[2] != "WATCHDOG=1" {
+		t.Errorf("got %q", got)
+	}
+	if asked < 4 {
+		t.Errorf("it said that it lives after %d looks; the first two said that it does not", asked)
+	}
+	_ = os.Remove(path)
+}
