@@ -1,0 +1,39 @@
+package reapi
+
+import (
+	"context"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/bazelbuild/remote-apis/build/bazel/semver"
+)
+
+const (
+	// maxMessage bounds a message in both directions. It is what gRPC clients
+	// accept unless told otherwise.
+	maxMessage = 4 << 20
+	// maxBatch is what blobs of a batch may have together: a message less the
+	// digests and statuses of some two thousand of them.
+	maxBatch = maxMessage - 192<<10
+)
+
+type capabilities struct {
+	repb.UnimplementedCapabilitiesServer
+}
+
+// GetCapabilities says what is served. A client that is not told
+// max_batch_total_size_bytes takes it for zero and makes a call for each blob.
+func (capabilities) GetCapabilities(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+	zstd := []repb.Compressor_Value{repb.Compressor_ZSTD}
+	return &repb.ServerCapabilities{
+		CacheCapabilities: &repb.CacheCapabilities{
+			DigestFunctions:                 []repb.DigestFunction_Value{repb.DigestFunction_SHA256},
+			ActionCacheUpdateCapabilities:   &repb.ActionCacheUpdateCapabilities{UpdateEnabled: true},
+			MaxBatchTotalSizeBytes:          maxBatch,
+			SymlinkAbsolutePathStrategy:     repb.SymlinkAbsolutePathStrategy_DISALLOWED,
+			SupportedCompressors:            zstd,
+			SupportedBatchUpdateCompressors: zstd,
+		},
+		LowApiVersion:  &semver.SemVer{Major: 2, Minor: 0},
+		HighApiVersion: &semver.SemVer{Major: 2, Minor: 3},
+	}, nil
+}
