@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/base64"
+	"strconv"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -11,8 +12,11 @@ import (
 // ManifestOptions is what the server adds to a task when it hands it out.
 type ManifestOptions struct {
 	CASInstance string // for outputs, when the task names none; "" = none
+	CAS         string // grpc(s):// URL of the storage; "" = the server's own
 	Host        string // URL of the server for the task's life
 	Secret      []byte
+
+	CacheSize func(name string) int64 // what a named cache is expected to have, in bytes, -1 = unknown; nil = of none it is known
 }
 
 // emptyDigest is the SHA-256 of nothing: a reference with it selects a CAS
@@ -46,7 +50,14 @@ func Manifest(r *skep.TaskRequest, t *skep.Task, o ManifestOptions) *botapi.Mani
 		m.EnvPrefixes[e.Key] = e.Values
 	}
 	for _, c := range p.Caches {
-		m.Caches = append(m.Caches, botapi.Cache{Name: c.Name, Path: c.Path, Hint: "-1"})
+		hint := int64(-1)
+		if o.CacheSize != nil {
+			hint = o.CacheSize(c.Name)
+		}
+		m.Caches = append(m.Caches, botapi.Cache{Name: c.Name, Path: c.Path, Hint: strconv.FormatInt(hint, 10)})
+	}
+	if o.CAS != "" {
+		m.Skep = &botapi.ManifestSkep{CAS: o.CAS}
 	}
 	switch {
 	case p.CASInput != nil:

@@ -306,9 +306,23 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		p := &cmd.Request.Slices[cmd.Task.Slice].Properties
 		ans.Cmd = botapi.CmdRun
 		ans.Session = s.sessions.renew(sp.session, text, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
-		ans.Manifest = api.Manifest(cmd.Request, cmd.Task, api.ManifestOptions{CASInstance: s.o.CASInstance, Host: s.hostOf(r), Secret: cmd.Secret})
+		o := api.ManifestOptions{CASInstance: s.o.CASInstance, CAS: s.o.CAS, Host: s.hostOf(r), Secret: cmd.Secret}
+		if len(p.Caches) > 0 {
+			o.CacheSize = s.hinter(r.Context(), poolOf(p), b)
+		}
+		ans.Manifest = api.Manifest(cmd.Request, cmd.Task, o)
 	}
 	return write(w, ans)
+}
+
+// poolOf returns the pool that a task asks for.
+func poolOf(p *skep.Properties) string {
+	for _, c := range p.Dimensions {
+		if c.Key == "pool" {
+			return c.Value()
+		}
+	}
+	return ""
 }
 
 // decodePoll reads a poll. It is the largest and the most frequent of all

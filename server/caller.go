@@ -49,16 +49,25 @@ func callerOf(ctx context.Context) *caller {
 // identify adds the caller to r. On an open server an unknown bearer token is
 // ignored: a client with a cached login sends it to every host.
 func (s *Server) identify(r *http.Request) (*http.Request, error) {
+	c, err := s.callerWith(r.Context(), r.Header.Get("Authorization"))
+	if err != nil {
+		return r, err
+	}
+	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), nil
+}
+
+// callerWith returns who sends this Authorization header.
+func (s *Server) callerWith(ctx context.Context, authorization string) (*caller, error) {
 	c := &caller{identity: anonymous}
 	open := s.o.Open && s.tokens.none()
-	bearer, given := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	bearer, given := strings.CutPrefix(authorization, "Bearer ")
 	if given && !open {
-		t, err := s.tokens.find(r.Context(), strings.TrimSpace(bearer))
+		t, err := s.tokens.find(ctx, strings.TrimSpace(bearer))
 		if err != nil {
-			return r, err
+			return nil, err
 		}
 		if t == nil {
-			return r, skep.Errorf(skep.Unauthenticated, "the token is not known, or it has expired or been revoked")
+			return nil, skep.Errorf(skep.Unauthenticated, "the token is not known, or it has expired or been revoked")
 		}
 		c = &caller{identity: "user:" + t.Name, scope: t.Scope, bots: t.Bots, token: t.ID}
 		if t.Scope == ScopeBot {
@@ -68,7 +77,7 @@ func (s *Server) identify(r *http.Request) (*http.Request, error) {
 	if open {
 		c.scope = ScopeAdmin
 	}
-	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), nil
+	return c, nil
 }
 
 // mayBeBot lets in who may use the Bot API at all.

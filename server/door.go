@@ -15,7 +15,7 @@ import (
 // decisions.md 7.
 func (s *Server) door(r *http.Request) error {
 	if !s.isHost(r.Host, r.TLS != nil) {
-		return skep.Errorf(skep.Denied, "this server is not known as %q; use one of its addresses, or start it with --url", clean(r.Host))
+		return notKnownAs(r.Host)
 	}
 	origin := r.Header.Get("Origin")
 	if origin == "" && r.Header.Get("Sec-Fetch-Site") != "cross-site" {
@@ -26,6 +26,10 @@ func (s *Server) door(r *http.Request) error {
 		return skep.Errorf(skep.Denied, "requests from pages of %q are not accepted", clean(origin))
 	}
 	return nil
+}
+
+func notKnownAs(host string) error {
+	return skep.Errorf(skep.Denied, "this server is not known as %q; use one of its addresses, or start it with --url", clean(host))
 }
 
 func sameHost(a, b string) bool { return strings.EqualFold(a, b) }

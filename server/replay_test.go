@@ -446,7 +446,6 @@ func TestScopes(t *testing.T) {
 func TestWhatWouldBeLostIsRefused(t *testing.T) {
 	f := serve(t, nil)
 	for name, change := range map[string]func(*pb.NewTaskRequest){
-		"outputs":  func(r *pb.NewTaskRequest) { r.TaskSlices[0].Properties.Outputs = []string{"x"} },
 		"pubsub":   func(r *pb.NewTaskRequest) { r.PubsubTopic = "projects/abcdef/topics/topic" },
 		"resultdb": func(r *pb.NewTaskRequest) { r.Resultdb = &pb.ResultDBCfg{Enable: true} },
 	} {

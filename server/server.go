@@ -33,7 +33,10 @@ type Options struct {
 
 	Code        *rollout.Keeper          // bot code; nil = none is handed out
 	Script      func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
-	CASInstance string                   // instance named in manifests of tasks that name none
+
+	CASInstance string // instance named in manifests of tasks that name none; "" = there is no content-addressed storage
+	CAS         string // grpc(s):// URL of the storage that bots use; "" = that of this server
+	Blobs       Blobs  // this server's own storage, for its pages; nil = it has none
 }
 
 // Server serves one process of a fleet. Its methods may be called at once by
@@ -46,6 +49,7 @@ type Server struct {
 	tokens   *tokens
 	sessions sessions
 	cursors  cursors
+	hints    cacheHints
 	rpc      *prpc.Server
 	mux      *http.ServeMux
 	lastAway atomic.Int64 // Unix second of the last log line about an outage
@@ -98,6 +102,7 @@ const (
 	accessAll access = iota // nobody is asked
 	accessRPC               // each method decides
 	accessBot               // a bot, or who acts for it
+	accessCAS               // everybody known
 )
 
 // table is the whole surface and who may use it.
@@ -119,6 +124,7 @@ var table = []route{
 	{"GET /bot_code", accessAll, (*Server).botCode},
 	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCodeVersion},
 	{"GET /bootstrap", accessAll, (*Server).bootstrap},
+	{"GET /cas/{rest...}", accessCAS, (*Server).casTree},
 	{"/swarming/api/", accessAll, (*Server).notFound},
 }
 
@@ -130,8 +136,12 @@ func (s *Server) routes() {
 			if rt.access != accessAll {
 				r, err = s.identify(r)
 			}
-			if err == nil && rt.access == accessBot {
+			switch {
+			case err != nil:
+			case rt.access == accessBot:
 				err = mayBeBot(callerOf(r.Context()), r.URL.Path)
+			case rt.access == accessCAS:
+				err = mayUseCAS(callerOf(r.Context()))
 			}
 			if err == nil {
 				err = rt.handle(s, w, r)
@@ -148,6 +158,10 @@ func (s *Server) routes() {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := s.door(r); err != nil {
 		s.refuse(w, r, err)
+		return
+	}
+	if to, ok := casViewer(r); ok { // /INSTANCE/blobs/HASH/SIZE/tree is no pattern: the instance may have any number of segments
+		http.Redirect(w, r, to, http.StatusFound)
 		return
 	}
 	limitBody(w, r)

@@ -25,6 +25,9 @@ func (s *Server) getDetails(ctx context.Context, _ *emptypb.Empty) (*pb.ServerDe
 			out.BotVersion = b.Digest
 		}
 	}
+	if s.o.Blobs != nil && len(s.o.URLs) > 0 {
+		out.CasViewerServer = s.o.URLs[0] // its pages: casViewer
+	}
 	return out, nil
 }
 

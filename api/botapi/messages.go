@@ -129,6 +129,12 @@ type Manifest struct {
 	ServiceAccounts    ServiceAccounts     `json:"service_accounts"`
 	Containment        *Containment        `json:"containment"`
 	Host               string              `json:"host"` // server URL for the task's life (row B19)
+	Skep               *ManifestSkep       `json:"skep,omitempty"`
+}
+
+// ManifestSkep (skep) is what only a bot of ours reads of a task.
+type ManifestSkep struct {
+	CAS string `json:"cas,omitempty"` // grpc(s)://HOST[:PORT][/INSTANCE] of the storage; absent = at the bot's server
 }
 
 // Cache is a named cache to mount; Hint is its expected size in bytes as

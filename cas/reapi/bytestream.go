@@ -188,7 +188,7 @@ func (s *Service) write(ctx context.Context, r Resource, first *bspb.WriteReques
 		}
 		return d.Size, nil
 	}
-	up, err := s.store.Upload(ctx, d, r.Upload)
+	up, err := s.store.Upload(ctx, d, r.uploadID())
 	if err != nil {
 		return 0, err
 	}
@@ -220,7 +220,7 @@ func (s *Service) write(ctx context.Context, r Resource, first *bspb.WriteReques
 	if up.Offset() != d.Size {
 		return 0, skep.Errorf(skep.Invalid, "blob %s: the stream ended after %d bytes", d, up.Offset())
 	}
-	if err := up.Commit(); err != nil {
+	if err := up.Commit(ctx); err != nil {
 		return 0, err
 	}
 	return d.Size, nil
@@ -362,10 +362,5 @@ func (s *Service) QueryWriteStatus(ctx context.Context, req *bspb.QueryWriteStat
 	if here {
 		return &bspb.QueryWriteStatusResponse{CommittedSize: r.Digest.Size, Complete: true}, nil
 	}
-	up, err := s.store.Upload(ctx, r.Digest, r.Upload)
-	if err != nil {
-		return nil, s.status(ctx, err, r.Digest.String())
-	}
-	defer up.Close()
-	return &bspb.QueryWriteStatusResponse{CommittedSize: up.Offset()}, nil
+	return &bspb.QueryWriteStatusResponse{CommittedSize: s.store.UploadOffset(r.Digest, r.uploadID())}, nil
 }

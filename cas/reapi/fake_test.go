@@ -83,6 +83,15 @@ func (m *memory) Upload(_ context.Context, d cas.Digest, id string) (Upload, err
 	return &memoryUpload{m, m.uploads[key], d, key}, m.fail
 }
 
+func (m *memory) UploadOffset(d cas.Digest, id string) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b := m.uploads[d.String()+id]; b != nil {
+		return int64(b.Len())
+	}
+	return 0
+}
+
 type memoryUpload struct {
 	m   *memory
 	buf *bytes.Buffer
@@ -93,7 +102,7 @@ type memoryUpload struct {
 func (u *memoryUpload) Offset() int64               { return int64(u.buf.Len()) }
 func (u *memoryUpload) Write(p []byte) (int, error) { return u.buf.Write(p) }
 func (u *memoryUpload) Close() error                { return nil }
-func (u *memoryUpload) Commit() error {
+func (u *memoryUpload) Commit(context.Context) error {
 	u.m.mu.Lock()
 	delete(u.m.uploads, u.key)
 	u.m.mu.Unlock()

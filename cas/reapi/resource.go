@@ -17,6 +17,10 @@ type Resource struct {
 	Digest   cas.Digest
 }
 
+// uploadID is what the store knows a write by: clients may use one id for
+// several blobs.
+func (r *Resource) uploadID() string { return r.Upload + "/" + r.Digest.Hash.String() }
+
 const (
 	maxResourceName = 2048 // bytes
 	maxUploadID     = 128  // bytes

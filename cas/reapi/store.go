@@ -24,6 +24,8 @@ type Store interface {
 	// Upload begins to write a blob, or goes on where the last writer with the
 	// same digest and id stopped.
 	Upload(ctx context.Context, d cas.Digest, id string) (Upload, error)
+	// UploadOffset says how many bytes of an unfinished upload are here.
+	UploadOffset(d cas.Digest, id string) int64
 }
 
 // Blob is a blob and its digest, not yet compared.
@@ -36,6 +38,6 @@ type Blob struct {
 type Upload interface {
 	Offset() int64 // bytes that are here
 	Write([]byte) (int, error)
-	Commit() error // compares size and hash, then makes the blob durable
-	Close() error  // without Commit what is here stays for a while, to be resumed
+	Commit(context.Context) error // compares size and hash, then makes the blob durable
+	Close() error                 // without Commit what is here stays for a while, to be resumed
 }
