@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/oneport"
 	"github.com/skepdev/skep/internal/servercert"
 )
 
@@ -84,11 +85,11 @@ func (s *serverFlags) addresses(d *door, addr *net.TCPAddr, secure bool) error {
 	return nil
 }
 
-// wrap puts TLS on the listener where the door has it. Browsers and bots get
-// HTTP/1.1; h2 will be for gRPC (decisions.md 27).
-func (d *door) wrap(l net.Listener) net.Listener {
+// split makes two listeners of the one, with TLS where the door has it:
+// HTTP/1.1 for browsers, bots and commands, HTTP/2 for gRPC (decisions.md 27).
+func (d *door) split(l net.Listener) *oneport.Port {
 	if d.source == nil {
-		return l
+		return oneport.New(l, nil)
 	}
-	return tls.NewListener(l, &tls.Config{GetCertificate: d.source, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	return oneport.New(l, &tls.Config{GetCertificate: d.source, MinVersion: tls.VersionTLS12})
 }

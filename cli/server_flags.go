@@ -16,6 +16,7 @@ import (
 // says it is, and where its state lies (decisions.md 7, 8 and 12).
 type serverFlags struct {
 	storeFlags
+	cas                    casFlags
 	listen, config, botDir string
 	urls                   []string
 	tlsCert, tlsKey        string
@@ -33,6 +34,7 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	f.StringVar(&s.tlsCert, "tls-cert", "", "`FILE` with the certificate chain, read again when it changes")
 	f.StringVar(&s.tlsKey, "tls-key", "", "`FILE` with its key")
 	f.BoolVar(&s.selfSigned, "tls-self-signed", false, "make a certificate, signed by an authority in the state directory")
+	s.cas.register(f)
 	f.StringVar(&s.botDir, "bot-dir", "", "`DIR` with skep-bot executables (default: where skep lies)")
 	f.BoolVar(&s.behindProxy, "behind-proxy", false, "a proxy in front does TLS; needs --url and an admin token")
 	f.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
@@ -40,6 +42,8 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	_ = cmd.MarkFlagDirname("bot-dir")
 	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
 	cmd.MarkFlagsMutuallyExclusive("tls-cert", "tls-self-signed")
+	cmd.MarkFlagsMutuallyExclusive("cas", "cas-max-size")
+	cmd.MarkFlagsMutuallyExclusive("cas", "cas-min-free")
 }
 
 // storeFlags say where the state is.

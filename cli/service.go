@@ -30,6 +30,7 @@ type service struct {
 	sched    *scheduler.Scheduler
 	code     *rollout.Keeper
 	server   *server.Server
+	storage  storage
 
 	listener net.Listener
 	admin    net.Listener // nil where it cannot be
@@ -77,13 +78,18 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if err := s.openCode(ctx, flags.botDir, reboot); err != nil {
 		return nil, fmt.Errorf("bot code: %w", err)
 	}
+	if err := s.openStorage(ctx, &flags.cas); err != nil {
+		return nil, err
+	}
 	s.server, err = server.New(ctx, server.Options{
 		Store: s.store, Scheduler: s.sched, Log: s.log, Version: version(),
-		URLs: s.door.urls, Open: s.door.open, CASInstance: defaultCASInstance, Code: s.code,
+		URLs: s.door.urls, Open: s.door.open, Code: s.code,
+		CASInstance: s.storage.instance, CAS: s.storage.url, Blobs: s.storage.blobs(),
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.serveStorage()
 	if s.store.Engine() == "sqlite" { // elsewhere skep token opens the store itself
 		var adminErr error
 		if s.admin, adminErr = listenAdmin(s.stateDir); adminErr != nil {
@@ -147,7 +153,14 @@ func (s *service) run(ctx context.Context) error {
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return s.code.Run(failed) })
 	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
-	g.Go(func() error { return serve(public, s.door.wrap(s.listener)) })
+	port := s.door.split(s.listener)
+	rpc := s.storage.rpc.GRPC()
+	g.Go(port.Serve)
+	g.Go(func() error { return serve(public, port.HTTP1) })
+	g.Go(func() error { return serve(rpc, port.HTTP2) })
+	if s.storage.disk != nil {
+		g.Go(func() error { return s.storage.disk.Run(failed) })
+	}
 	if s.admin != nil {
 		g.Go(func() error { return serve(admin, s.admin) })
 	}
@@ -159,10 +172,16 @@ func (s *service) run(ctx context.Context) error {
 		s.server.Drain()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 		defer cancel()
+		_ = port.Close()
 		_ = admin.Close()
+		stopRPC := context.AfterFunc(grace, rpc.Stop) // ends the streams that GracefulStop waits for
+		var ended errgroup.Group
+		ended.Go(func() error { rpc.GracefulStop(); return nil })
 		if err := public.Shutdown(grace); err != nil {
 			_ = public.Close()
 		}
+		_ = ended.Wait()
+		stopRPC()
 		stopLoops()
 		return nil
 	})
@@ -185,8 +204,9 @@ func (s *service) httpServer(h http.Handler) *http.Server {
 	}
 }
 
-func serve(h *http.Server, l net.Listener) error {
-	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+// serve serves l until it or the server is closed.
+func serve(h interface{ Serve(net.Listener) error }, l net.Listener) error {
+	if err := h.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil
@@ -199,6 +219,12 @@ func (s *service) close() {
 	}
 	if s.listener != nil {
 		_ = s.listener.Close()
+	}
+	if s.storage.disk != nil {
+		if err := s.storage.disk.Close(); err != nil {
+			s.log.Error("storage does not close", "err", err)
+		}
+		s.storage.disk = nil
 	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {

@@ -34,6 +34,8 @@ func mayUseCAS(c *caller) error {
 	switch c.scope {
 	case ScopeUser, ScopeAdmin, ScopeBot:
 		return nil
+	case ScopeBootstrap:
+		return skep.Errorf(skep.Denied, "a bootstrap token only buys a credential")
 	default:
 		return skep.Errorf(skep.Unauthenticated, "%s may not use the content-addressed storage; send a token (SKEP_TOKEN)", c.identity)
 	}

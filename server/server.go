@@ -31,8 +31,8 @@ type Options struct {
 	URLs    []string // public addresses, scheme and host; the first is what tasks are told
 	Open    bool     // loopback: without tokens in the store everybody may do everything
 
-	Code        *rollout.Keeper          // bot code; nil = none is handed out
-	Script      func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
+	Code   *rollout.Keeper          // bot code; nil = none is handed out
+	Script func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
 
 	CASInstance string // instance named in manifests of tasks that name none; "" = there is no content-addressed storage
 	CAS         string // grpc(s):// URL of the storage that bots use; "" = that of this server

@@ -19,7 +19,10 @@ import (
 // Options of New.
 type Options struct {
 	Store Store
-	Log   *slog.Logger // default: nothing is logged
+	// Elsewhere is the URL of the storage to use instead when Store is nil: every
+	// call is told so.
+	Elsewhere string
+	Log       *slog.Logger // default: nothing is logged
 	// Admit says whether a call may be made; its error is what the caller sees.
 	// nil lets everybody in.
 	Admit func(ctx context.Context, authority, authorization string) error
@@ -46,6 +49,9 @@ const (
 
 // New returns a service.
 func New(o Options) *Service {
+	if o.Store == nil {
+		o.Store = elsewhere(o.Elsewhere)
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

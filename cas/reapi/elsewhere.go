@@ -1,0 +1,36 @@
+package reapi
+
+import (
+	"context"
+	"io"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/cas"
+)
+
+// elsewhere is the Store of a server that has none: the URL of the one to use.
+type elsewhere string
+
+func (e elsewhere) err() error {
+	return skep.Errorf(skep.Precondition, "this server keeps no blobs; use the storage at %s", string(e))
+}
+
+func (e elsewhere) Missing(context.Context, []cas.Digest) ([]cas.Digest, error) { return nil, e.err() }
+
+func (e elsewhere) PutBatch(_ context.Context, blobs []Blob) []error {
+	errs := make([]error, len(blobs))
+	for i := range errs {
+		errs[i] = e.err()
+	}
+	return errs
+}
+
+func (e elsewhere) Get(context.Context, cas.Digest, int64) ([]byte, error) { return nil, e.err() }
+
+func (e elsewhere) Open(context.Context, cas.Digest, int64) (io.ReadCloser, error) {
+	return nil, e.err()
+}
+
+func (e elsewhere) Upload(context.Context, cas.Digest, string) (Upload, error) { return nil, e.err() }
+
+func (e elsewhere) UploadOffset(cas.Digest, string) int64 { return 0 }

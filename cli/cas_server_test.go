@@ -1,0 +1,341 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	bspb "google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/server"
+	"github.com/skepdev/skep/store"
+)
+
+// served is a server as skep server runs it.
+type served struct {
+	*service
+	addr, url string
+	stop      func() error
+}
+
+func serveForTest(t *testing.T, dir string, change func(*serverFlags)) *served {
+	t.Helper()
+	env := &Env{Stdout: t.Output(), Stderr: t.Output(), Getenv: func(string) string { return "" }}
+	flags := &serverFlags{listen: "127.0.0.1:0", botDir: t.TempDir()}
+	flags.stateDir = dir
+	flags.cas.maxSize, flags.cas.minFree = 1<<30, 1<<20
+	if change != nil {
+		change(flags)
+	}
+	s, err := openService(t.Context(), env, flags, "none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx) }()
+	out := &served{service: s, addr: s.listener.Addr().String(), url: s.door.urls[0]}
+	out.stop = func() error {
+		cancel()
+		if ended == nil {
+			return nil
+		}
+		err := <-ended
+		ended = nil
+		return err
+	}
+	t.Cleanup(func() {
+		if err := out.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return out
+}
+
+type bearer string
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if b == "" {
+		return nil, nil
+	}
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+func (bearer) RequireTransportSecurity() bool { return false }
+
+func dialForTest(t *testing.T, addr string, creds credentials.TransportCredentials, token bearer, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, append(opts, grpc.WithTransportCredentials(creds), grpc.WithPerRPCCredentials(token))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func upload(ctx context.Context, conn *grpc.ClientConn, blob []byte) error {
+	s, err := bspb.NewByteStreamClient(conn).Write(ctx)
+	if err != nil {
+		return err
+	}
+	d := cas.Sum(blob)
+	for at := 0; ; at += 1 << 20 {
+		end := min(at+1<<20, len(blob))
+		if err := s.Send(&bspb.WriteRequest{ResourceName: "any/instance/uploads/u/blobs/" + d.String(), WriteOffset: int64(at), Data: blob[at:end], FinishWrite: end == len(blob)}); err != nil {
+			break // CloseAndRecv knows why
+		}
+		if end == len(blob) {
+			break
+		}
+	}
+	_, err = s.CloseAndRecv()
+	return err
+}
+
+func download(ctx context.Context, conn *grpc.ClientConn, d cas.Digest) ([]byte, error) {
+	s, err := bspb.NewByteStreamClient(conn).Read(ctx, &bspb.ReadRequest{ResourceName: "instance/blobs/" + d.String()})
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for {
+		m, err := s.Recv()
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m.Data...)
+	}
+}
+
+func randomBlob(n int) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{byte(n)})
+	r.Read(b)
+	return b
+}
+
+// A tree goes in over plain gRPC, is seen over HTTP on the same port, and is
+// there after a restart.
+func TestStoragePlain(t *testing.T) {
+	dir := t.TempDir()
+	s := serveForTest(t, dir, nil)
+	conn := dialForTest(t, s.addr, insecure.NewCredentials(), "")
+	large, small := randomBlob(3<<20+5), []byte("<script>alert(1)</script>\n")
+	if err := upload(t.Context(), conn, large); err != nil {
+		t.Fatal(err)
+	}
+	tree := &cas.Directory{
+		Files:    []cas.File{{Name: `"><script>.html`, Digest: cas.Sum(small)}, {Name: "large", Digest: cas.Sum(large), Executable: true}},
+		Symlinks: []cas.Symlink{{Name: "zz", Target: "large"}},
+	}
+	root := &cas.Directory{Dirs: []cas.Dir{{Name: "sub dir", Digest: cas.Sum(tree.Encode())}}}
+	update := &repb.BatchUpdateBlobsRequest{}
+	for _, b := range [][]byte{small, tree.Encode(), root.Encode()} {
+		update.Requests = append(update.Requests, &repb.BatchUpdateBlobsRequest_Request{Digest: &repb.Digest{Hash: cas.Sum(b).Hash.String(), SizeBytes: int64(len(b))}, Data: b})
+	}
+	resp, err := repb.NewContentAddressableStorageClient(conn).BatchUpdateBlobs(t.Context(), update)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range resp.Responses {
+		if r.Status.GetCode() != 0 {
+			t.Fatal(r.Status)
+		}
+	}
+
+	get := func(path string, header ...string) (*http.Response, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", s.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, string(b)
+	}
+	base := "/cas/projects/skep/instances/default/" + cas.Sum(root.Encode()).String()
+	_, page := get("/projects/skep/instances/default/blobs/" + cas.Sum(root.Encode()).String() + "/tree")
+	if want := `<a href="` + base + `/sub%20dir">sub dir/</a>`; !strings.Contains(page, want) {
+		t.Errorf("the listing has no %s:\n%s", want, page)
+	}
+	_, page = get(base + "/sub%20dir")
+	for _, want := range []string{"zz → large", `/sub%20dir/large">large</a>`, ">3145733<", "&lt;script&gt;.html</a>", `>..</a>`} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the listing has no %s:\n%s", want, page)
+		}
+	}
+	if strings.Contains(page, "<script>") {
+		t.Error("a name is not escaped")
+	}
+	r, body := get(base + "/sub%20dir/large")
+	if body != string(large) || r.Header.Get("Content-Disposition") != `attachment; filename=large` || r.Header.Get("Content-Type") != "application/octet-stream" {
+		t.Errorf("a file: %d bytes, %v", len(body), r.Header)
+	}
+	r, body = get(base+"/sub%20dir/large", "Range", "bytes=1048570-2097160")
+	if r.StatusCode != http.StatusPartialContent || body != string(large[1048570:2097161]) {
+		t.Errorf("a range: %d, %d bytes", r.StatusCode, len(body))
+	}
+	r, body = get(base + "/sub%20dir/%22%3E%3Cscript%3E.html")
+	if body != string(small) || r.Header.Get("Content-Type") != "text/plain; charset=utf-8" || r.Header.Get("X-Content-Type-Options") != "nosniff" ||
+		!strings.Contains(r.Header.Get("Content-Security-Policy"), "sandbox") {
+		t.Errorf("a text: %q %v", body, r.Header)
+	}
+	for _, path := range []string{base + "/none", base + "/sub%20dir/large/x", "/cas/x", "/cas/x/" + cas.Sum([]byte("none")).String()} {
+		if r, body := get(path); r.StatusCode != http.StatusNotFound || len(body) < 20 {
+			t.Errorf("%s: %d %q, want 404 and a sentence", path, r.StatusCode, body)
+		}
+	}
+
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s = serveForTest(t, dir, nil)
+	conn = dialForTest(t, s.addr, insecure.NewCredentials(), "")
+	foreign := dialForTest(t, s.addr, insecure.NewCredentials(), "", grpc.WithAuthority("evil.example"))
+	if _, err := download(t.Context(), foreign, cas.Sum(large)); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "not known as") {
+		t.Errorf("under a foreign name: %v", err)
+	}
+	got, err := download(t.Context(), conn, cas.Sum(large))
+	if err != nil || !bytes.Equal(got, large) {
+		t.Errorf("after a restart: %d bytes, %v", len(got), err)
+	}
+}
+
+// Tokens and names are asked for as everywhere else.
+func TestStorageWithTLSAndTokens(t *testing.T) {
+	dir := t.TempDir()
+	st, err := store.Open(t.Context(), filepath.Join(dir, "skep.db"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mint := func(scope string, bots ...string) bearer {
+		t.Helper()
+		n := server.NewToken{Name: scope, Scope: scope, Bots: bots}
+		if scope == server.ScopeBootstrap {
+			n.Uses, n.Life = 1, time.Hour
+		}
+		text, _, err := server.CreateToken(t.Context(), st, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bearer(text)
+	}
+	tokens := map[string]bearer{"admin": mint("admin"), "user": mint("user"), "bot": mint("bot", "b*")}
+	bootstrap := mint("bootstrap", "b*")
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := serveForTest(t, dir, func(f *serverFlags) { f.selfSigned = true })
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.door.authority.PEM())
+	config := &tls.Config{RootCAs: roots}
+	blob := randomBlob(100)
+	for name, token := range tokens {
+		conn := dialForTest(t, s.addr, credentials.NewTLS(config), token)
+		if err := upload(t.Context(), conn, append(blob, name...)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, tc := range []struct {
+		name  string
+		token bearer
+		code  codes.Code
+		text  string
+	}{
+		{"no token", "", codes.Unauthenticated, "SKEP_TOKEN"},
+		{"unknown token", "skep_nonsense", codes.Unauthenticated, "not known"},
+		{"bootstrap token", bootstrap, codes.PermissionDenied, "bootstrap"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			conn := dialForTest(t, s.addr, credentials.NewTLS(config), tc.token)
+			_, err := repb.NewCapabilitiesClient(conn).GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{})
+			if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.text) {
+				t.Errorf("got %v, want %v with %q", err, tc.code, tc.text)
+			}
+		})
+	}
+	// What offers both protocols gets HTTP/1.1, and all of HTTP works on it.
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
+	defer h.CloseIdleConnections()
+	resp, err := h.Get(s.url + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.Proto != "HTTP/1.1" || resp.StatusCode != http.StatusOK {
+		t.Errorf("got %s %s", resp.Proto, resp.Status)
+	}
+	if resp, err = h.Get(s.url + "/cas/x/" + cas.Empty.String()); err != nil || resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a page without a token: %v %v", resp.StatusCode, err)
+	}
+	resp.Body.Close()
+}
+
+func TestStorageElsewhere(t *testing.T) {
+	s := serveForTest(t, t.TempDir(), func(f *serverFlags) { f.cas.url = "grpc://localhost:9092/main" })
+	conn := dialForTest(t, s.addr, insecure.NewCredentials(), "")
+	err := upload(t.Context(), conn, randomBlob(10))
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "grpc://localhost:9092/main") {
+		t.Errorf("got %v, want a pointer to the other storage", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.stateDir, "cas")); err == nil {
+		t.Error("a storage was made all the same")
+	}
+}
+
+func TestElsewhere(t *testing.T) {
+	for _, tc := range []struct{ in, to, instance, fault string }{
+		{"grpc://127.0.0.1:9092", "grpc://127.0.0.1:9092", "", ""},
+		{"grpcs://cas.example/projects/a/instances/b/", "grpcs://cas.example/projects/a/instances/b/", "projects/a/instances/b", ""},
+		{"grpc://cas.example", "", "", "plain text"},
+		{"http://cas.example", "", "", "want grpc"},
+		{"grpcs://user:secret@cas.example", "", "", "want grpc"},
+		{"grpcs://", "", "", "want grpc"},
+	} {
+		to, instance, err := (&casFlags{url: tc.in}).elsewhere()
+		if to != tc.to || instance != tc.instance || (err == nil) != (tc.fault == "") || err != nil && (!strings.Contains(err.Error(), tc.fault) || strings.Contains(err.Error(), "secret")) {
+			t.Errorf("%s: %q %q %v", tc.in, to, instance, err)
+		}
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for in, want := range map[string]string{
+		"50GiB": "50GiB", "1024": "1KiB", "1.5KiB": "1536", "10MB": "10000000", "3G": "3000000000", "1T": "976562500KiB",
+		"": "", "GiB": "", "-1": "", "0": "", "1Gib": "", "1e30": "", "NaN": "", "5 GiB": "",
+	} {
+		var b byteSize
+		err := b.Set(in)
+		if want == "" && err == nil || want != "" && (err != nil || b.String() != want) {
+			t.Errorf("%q: %s %v, want %q", in, &b, err, want)
+		}
+	}
+}
