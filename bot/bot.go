@@ -22,6 +22,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/bot/hook"
 	"github.com/skepdev/skep/internal/backoff"
 	"github.com/skepdev/skep/runner"
 )
@@ -53,6 +54,12 @@ type Config struct {
 	RootCAs []byte                   // PEM, for a task's calls; nil = the system's
 	Runner  Runner
 	Machine Machine
+
+	Hooks Hooks // the administrator's functions; nil = there are none
+	SetUp bool  // setup_bot is called before all else
+	Auth  *Auth // where Headers come from, when hooks may give them; nil = Headers stand alone
+	// Output runs a program for the recovery ladder; nil = none is run.
+	Output func(ctx context.Context, name string, args ...string) ([]byte, error)
 
 	Wait       time.Duration // how long the server may hold a poll; 0 = 50 s, negative = not at all
 	StartAhead bool          // prepare the next run while idle
@@ -106,6 +113,9 @@ type Bot struct {
 	polled   time.Time // last answered poll
 	turned   time.Time // when the loop last began a turn
 	costHour float64   // USD, as last told to the server
+
+	hk          hooked
+	quarantined string // why, as last told to the server; "" = it is not
 }
 
 type hooksID struct {
@@ -136,6 +146,12 @@ func New(cfg Config) *Bot {
 	b.hard, b.stopHard = context.WithCancel(context.Background())
 	b.idle, b.stopIdle = context.WithCancel(b.hard)
 	b.out = newOutbox(b)
+	b.hk.settings = hook.DefaultSettings()
+	if cfg.Auth != nil {
+		cfg.Auth.mu.Lock()
+		cfg.Auth.bot = b
+		cfg.Auth.mu.Unlock()
+	}
 	return b
 }
 
@@ -164,8 +180,13 @@ func (b *Bot) Drain(why string) {
 		b.draining = why
 		b.log.Info("draining", "reason", why)
 	}
+	deadline := time.Duration(b.hk.settings.Drain.DeadlineSecs * float64(time.Second))
 	b.mu.Unlock()
 	b.stopIdle()
+	if deadline > 0 { // else the task's own limits; decisions.md 2
+		t := time.AfterFunc(deadline, func() { b.Stop("the drain took longer than get_settings allows") })
+		context.AfterFunc(b.hard, func() { t.Stop() })
+	}
 }
 
 // Stop ends the task in hand, which then is BOT_DIED, and the bot.
@@ -182,6 +203,7 @@ func (b *Bot) Run(ctx context.Context) error {
 	defer b.stopHard()
 	defer b.closeRunner()
 	b.prove()
+	b.begin()
 	if err := b.handshake(); err != nil {
 		return nil //nolint:nilerr // told to end before it began
 	}
@@ -201,6 +223,7 @@ func (b *Bot) Run(ctx context.Context) error {
 	stopSending()
 	<-sent
 	b.leave(b.endReason())
+	b.closeHooks()
 	return nil
 }
 
@@ -240,24 +263,27 @@ func (b *Bot) attributes() botapi.Attributes {
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	dims, state, own, machine := b.overlay(dims, state)
+	dimsIll := b.hk.dimsIll
 	if b.hooks.Name != "" {
 		dims["bot_config"] = []string{b.hooks.Name}
 	}
 	maps.Copy(dims, b.assigned)
 	if err := skep.Dimensions(dims).Validate(); err != nil {
-		state["quarantined"] = "dimensions: " + err.Error()
+		dimsIll = "dimensions: " + err.Error()
 		if b.lastGood != nil {
 			dims = b.lastGood
 		}
 	} else {
 		b.lastGood = dims
 	}
-	b.costHour, _ = state["cost_usd_hour"].(float64)
+	b.quarantined = ""
+	if why := firstReason(own, b.illness, dimsIll, machine); why != nil {
+		state["quarantined"], b.quarantined = why, reasonText(why)
+	}
+	b.costHour = costOf(state["cost_usd_hour"])
 	state["bot_config"] = b.hooks
 	state["sleep_streak"] = b.streak
-	if b.illness != "" {
-		state["quarantined"] = b.illness
-	}
 	if b.draining != "" {
 		state["maintenance"] = "draining: " + b.draining
 	}
@@ -269,6 +295,7 @@ func (b *Bot) attributes() botapi.Attributes {
 			"quarantined": "state: " + err.Error(), "sleep_streak": b.streak, "running_time": state["running_time"],
 		})
 	}
+	b.hk.told = data
 	return botapi.Attributes{Dimensions: dims, State: data, Version: b.cfg.Version}
 }
 

@@ -175,6 +175,9 @@ func (r *fakeRunner) Isolation() (string, string) { return "none", "a fake" }
 type fakeMachine struct {
 	ready chan struct{}
 	dims  func() map[string][]string
+	ill   string
+
+	started time.Time // zero = the running time stands still
 }
 
 func (m *fakeMachine) Dimensions() map[string][]string {
@@ -185,7 +188,14 @@ func (m *fakeMachine) Dimensions() map[string][]string {
 }
 
 func (m *fakeMachine) State() map[string]any {
-	return map[string]any{"running_time": 1, "cost_usd_hour": 0.5}
+	s := map[string]any{"running_time": 1, "cost_usd_hour": 0.5}
+	if !m.started.IsZero() {
+		s["running_time"] = int64(time.Since(m.started).Seconds())
+	}
+	if m.ill != "" {
+		s["quarantined"] = m.ill
+	}
+	return s
 }
 func (m *fakeMachine) Ready() <-chan struct{} { return m.ready }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/bot/hook"
 	"github.com/skepdev/skep/internal/backoff"
 )
 
@@ -15,6 +16,8 @@ func (b *Bot) handshake() error {
 		res, err := b.shake()
 		if err == nil {
 			b.connected(res)
+			b.inject(res)
+			b.hook(b.idle, hook.OnHandshake)
 			return nil
 		}
 		if b.idle.Err() != nil {

@@ -17,6 +17,7 @@ const leaveTime = 5 * time.Second
 // spec bot.md §8.8.
 func (b *Bot) leave(why string) {
 	b.last(botapi.EventShutdown, why)
+	b.farewell(false)
 	b.log.Info("bot ends", "reason", why)
 }
 
@@ -65,6 +66,7 @@ func (b *Bot) restart(reason string) {
 		return
 	}
 	b.last(botapi.EventShutdown, "About to restart: "+reason)
+	b.farewell(false)
 	b.closeRunner()
 	err := b.cfg.Restart(reason)
 	if err == nil { // somebody else carries on, as on Windows or in a test
@@ -83,6 +85,7 @@ func (b *Bot) reboot(reason string) {
 		return
 	}
 	b.last(botapi.EventRebooting, reason)
+	b.farewell(true)
 	b.closeRunner()
 	err := b.cfg.Reboot(b.idle, reason)
 	if b.idle.Err() != nil {

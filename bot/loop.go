@@ -38,12 +38,16 @@ func (b *Bot) step() {
 		return
 	}
 	if err != nil {
+		b.afterPoll("")
 		b.pollFailed(err)
+		b.idling()
 		return
 	}
 	b.pollErrs.Reset()
 	b.pass()
+	b.afterPoll(res.Cmd)
 	b.act(res, manifest, start)
+	b.heed()
 }
 
 // poll asks until an answer comes or ctx ends, with the same key: a task that
@@ -63,6 +67,7 @@ func (b *Bot) poll(ctx context.Context, key string) (*botapi.PollResponse, json.
 			return nil, nil, err
 		}
 		b.log.Warn("poll", "err", err)
+		b.backingOff()
 		if err := b.pollErrs.Sleep(ctx, retryAfter(err)); err != nil {
 			return nil, nil, err
 		}
@@ -91,6 +96,7 @@ func (b *Bot) pollOnce(ctx context.Context, key string) (*botapi.PollResponse, j
 			}
 		}()
 	}
+	b.look()
 	req.Attributes = b.attributes()
 	b.prepare()
 	res, manifest, err := b.cfg.Client.Poll(call, req)
@@ -149,6 +155,7 @@ func (b *Bot) act(res *botapi.PollResponse, manifest json.RawMessage, polled tim
 	switch res.Cmd {
 	case botapi.CmdSleep:
 		b.keepGood(false)
+		b.idling()
 		b.sleep(*res.Duration, time.Since(polled))
 	case botapi.CmdRun:
 		b.rush.Reset()

@@ -25,11 +25,25 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	defer b.setTask("")
 	b.waitPrepared()
 	log := b.log.With("task", m.TaskID)
-	sum, err := b.runSafely(b.hard, runner.Job{
+	job := runner.Job{
 		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
 		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: cost, ReceivedAt: received,
 		CookieDir: "w", Announce: b.announce,
-	})
+	}
+	b.beforeTask(&job)
+	told := false
+	job.After = func(sum runner.Summary) {
+		told = true
+		b.afterTask(m, sum)
+	}
+	fresh, stale := context.WithCancel(b.hard)
+	b.keepFresh(fresh)
+	sum, err := b.runSafely(b.hard, job)
+	stale()
+	if !told { // it did not begin
+		b.afterTask(m, runner.Summary{InternalError: b.failure(sum, err)})
+	}
+	b.worked()
 	b.cfg.Client.SetSession(sum.Session)
 	log.Info("task ends", "took", b.cfg.Now().Sub(received), "err", err, "internal_error", sum.InternalError)
 	text := b.failure(sum, err)

@@ -110,6 +110,7 @@ func (b *Bot) update(digest string) {
 	}
 	if err == nil {
 		b.last(botapi.EventShutdown, "About to restart: Updating to "+digest)
+		b.farewell(false)
 		b.closeRunner()
 		err = b.cfg.Become(exe, "Updating to "+digest)
 		if err == nil { // somebody else carries on, as on Windows or in a test

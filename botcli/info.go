@@ -113,7 +113,8 @@ func isFine(e Env) int {
 	}
 }
 
-// setup runs the hook setup_bot; without hooks there is nothing to set up.
+// setup runs the hook setup_bot and does nothing else. Exit code 1 says that it
+// failed or wants the host to restart first.
 func setup(e Env) int {
 	s, err := openSite()
 	if err != nil {
@@ -124,7 +125,20 @@ func setup(e Env) int {
 		return fail(e, err)
 	}
 	defer logs.Close()
-	logfile.New(logs).Info("setup: there is no setup_bot hook, nothing to do")
+	version, err := code.Version(s.exe)
+	if err != nil {
+		return fail(e, err)
+	}
+	log := logfile.New(logs)
+	called, ready, err := s.runSetup(log, version)
+	switch {
+	case err != nil:
+		return fail(e, err)
+	case !called:
+		log.Info("setup: there is no setup_bot hook, nothing to do")
+	case !ready:
+		return fail(e, errors.New("setup_bot wants the host to restart"))
+	}
 	return 0
 }
 

@@ -60,14 +60,15 @@ func openSite() (*site, error) {
 	return s, os.Chdir(s.dir)
 }
 
-// startSlave is start_bot once there are hooks to set the machine up with; a
-// bot without them needs no setting up. spec bot.md §1.3.
+// startSlave is start_bot after the hook setup_bot. spec bot.md §1.3.
 func startSlave(e Env) int {
 	e.Args = slices.DeleteFunc(e.Args, func(a string) bool { return a == "--survive" })
-	return startBot(e)
+	return start(e, maySetUp())
 }
 
-func startBot(e Env) int {
+func startBot(e Env) int { return start(e, false) }
+
+func start(e Env, setUp bool) int {
 	s, err := openSite()
 	if err != nil {
 		return fail(e, err)
@@ -79,7 +80,7 @@ func startBot(e Env) int {
 	if err := s.enterSlot(lock); err != nil {
 		return fail(e, err)
 	}
-	code, err := s.run(e, lock)
+	code, err := s.run(e, lock, setUp)
 	if err != nil {
 		return fail(e, err)
 	}
@@ -109,7 +110,7 @@ func (s *site) occupy() (*bot.Lock, error) {
 	return lock, bot.MarkDir(s.dir)
 }
 
-func (s *site) run(e Env, lock *bot.Lock) (int, error) {
+func (s *site) run(e Env, lock *bot.Lock, setUp bool) (int, error) {
 	debug.SetGCPercent(40)
 	logs, err := logfile.Open(filepath.Join(s.dir, "logs", "swarming_bot.log"))
 	if err != nil {
@@ -122,7 +123,7 @@ func (s *site) run(e Env, lock *bot.Lock) (int, error) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	b, err := s.newBot(ctx, log, lock)
+	b, err := s.newBot(ctx, log, lock, setUp)
 	if err != nil {
 		log.Error("cannot start", "err", err)
 		return 1, nil
@@ -168,7 +169,7 @@ func (s *site) environ() []string {
 
 // newBot wires a bot for this site. When ctx ends, nothing that looks at the
 // machine goes on.
-func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock) (*bot.Bot, error) {
+func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, setUp bool) (*bot.Bot, error) {
 	id := botID()
 	setEnvironment(id)
 	version := make(chan string, 1)
@@ -187,12 +188,12 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock) (*b
 	if err != nil {
 		return nil, fmt.Errorf("credential: %w", err)
 	}
-	headers := func() map[string]string {
-		if token := credential.Token(); token != "" {
-			return map[string]string{"Authorization": "Bearer " + token}
-		}
-		return nil
+	hooks, err := s.hooks(log)
+	if err != nil {
+		return nil, err
 	}
+	auth := bot.NewAuth(hooks, credential.Token)
+	headers := auth.Headers
 	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log})
 	// Not sooner: what a closed process starts cannot be given a user namespace,
 	// which the starter just tried; and even we may not write our own memory
@@ -216,6 +217,10 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock) (*b
 		ID: id, Dir: s.dir, Version: own, Code: code, Credential: credential, Server: s.config.Server, Client: client, Headers: headers,
 		RootCAs: []byte(s.config.TLSCA), Machine: machine,
 		Runner:     starter,
+		Hooks:      hooks,
+		SetUp:      setUp,
+		Auth:       auth,
+		Output:     output,
 		StartAhead: os.Getenv(envStartAhead) != "0",
 		Restart:    func(reason string) error { return s.become(log, lock, code, s.exe, reason) },
 		Become:     func(exe, reason string) error { return s.become(log, lock, code, exe, reason) },

@@ -57,6 +57,10 @@ type Job struct {
 	BotFile     []byte            // what on_before_task left for ${SWARMING_BOT_FILE}
 	CookieDir   string            // botapi.Options.Dir
 
+	// After is called when the task is over and reported, while its directory
+	// still exists; not for a task that did not begin. nil = nobody is.
+	After func(Summary) `json:"-"`
+
 	// Announce tells the server that the task begins here, once; canceled is its
 	// answer that the task must not. Run calls it while the runner still gets
 	// ready, over a connection that is open already. When it fails, or is nil,

@@ -365,6 +365,9 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 	s.cfg.Log.Info("task begins", "task", l.TaskID)
 	sum = s.await(ctx, p, job, l)
 	s.setRunning(nil)
+	if job.After != nil {
+		job.After(sum)
+	}
 	return sum, s.discard(p)
 }
 

@@ -24,6 +24,7 @@ import (
 // Names inside the zip.
 const (
 	ConfigName = "config/config.json"
+	HooksName  = "config/bot_config.star" // the base script of hooks; optional
 	mainName   = "__main__.py"
 )
 

@@ -5,30 +5,40 @@ import (
 	"math"
 	"path/filepath"
 	"strings"
+
+	"github.com/skepdev/skep/bot/hook"
 )
 
 // space is the room of a partition in bytes.
 type space struct{ total, free uint64 }
 
-// rule says how much of a partition must stay free. spec bot.md §6.4, §8.6.
-type rule struct {
-	size                   uint64 // bytes
-	maxPercent, minPercent float64
+// rules say how much of the two partitions must stay free.
+type rules struct{ root, bot hook.Partition }
+
+func defaultRules() rules {
+	s := hook.DefaultSettings()
+	return rules{s.FreePartition.Root, s.FreePartition.Bot}
 }
 
-var (
-	rootRule = rule{1 << 30, 10, 6}
-	botRule  = rule{4 << 30, 15, 7}
-)
+// SetFreePartition replaces the rules of free disk space, from now on.
+// spec bot.md §6.4.
+func (p *Platform) SetFreePartition(root, bot hook.Partition) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if next := (rules{root, bot}); p.rules != next {
+		p.rules, p.dynamic = next, nil
+	}
+}
 
 // minimum returns the bytes that must be free on a partition of total bytes.
-func (r rule) minimum(total uint64) uint64 {
+// spec bot.md §8.6.
+func minimum(r hook.Partition, total uint64) uint64 {
 	share := func(percent float64) uint64 { return uint64(math.Round(float64(total) * percent / 100)) }
-	low := r.size
-	if m := share(r.maxPercent); m > 0 && (low == 0 || m < low) {
+	low := r.Size
+	if m := share(r.MaxPercent); m > 0 && (low == 0 || m < low) {
 		low = m
 	}
-	return max(low, share(r.minPercent))
+	return max(low, share(r.MinPercent))
 }
 
 // diskFault says which partition is too full for tasks, "" if none.
@@ -37,17 +47,17 @@ func (p *Platform) diskFault() string {
 	rs, rootErr := statSpace(root)
 	bs, botErr := statSpace(p.opt.Dir)
 	var faults []string
-	check := func(what string, s space, r rule) {
-		if need := r.minimum(s.total); s.free < need {
+	check := func(what string, s space, r hook.Partition) {
+		if need := minimum(r, s.total); s.free < need {
 			faults = append(faults, fmt.Sprintf("%s has %d MiB free and needs %d MiB", what, s.free>>20, need>>20))
 		}
 	}
 	if rootErr == nil {
-		check("the root partition", rs, rootRule)
+		check("the root partition", rs, p.rules.root)
 	}
 	// One partition for both is told once.
 	if botErr == nil && (len(faults) == 0 || bs.total != rs.total) {
-		check("the partition of the bot's directory", bs, botRule)
+		check("the partition of the bot's directory", bs, p.rules.bot)
 	}
 	if faults == nil {
 		return ""

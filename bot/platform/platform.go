@@ -57,6 +57,7 @@ type Platform struct {
 	dynamic map[string]any
 	at      time.Time
 	caches  cacheReader
+	rules   rules
 }
 
 // facts are the dimensions and the state that last as long as the process.
@@ -80,7 +81,7 @@ func New(ctx context.Context, opt Options) *Platform {
 	if opt.TempDir == "" {
 		opt.TempDir = os.TempDir()
 	}
-	p := &Platform{opt: opt, started: opt.Now(), ready: make(chan struct{})}
+	p := &Platform{opt: opt, started: opt.Now(), ready: make(chan struct{}), rules: defaultRules()}
 	p.caches.path = filepath.Join(opt.Dir, "c", "state.json")
 	p.fixed = p.look()
 	go func() {

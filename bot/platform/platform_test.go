@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/bot/hook"
 )
 
 func TestMachineType(t *testing.T) {
@@ -39,21 +40,22 @@ func TestMachineType(t *testing.T) {
 // The rule and its examples are in spec bot.md §8.6.
 func TestDiskRule(t *testing.T) {
 	const gb = 1 << 30
+	def := defaultRules()
 	tests := []struct {
-		rule  rule
+		rule  hook.Partition
 		total uint64
 		want  uint64
 	}{
-		{botRule, 20 * gb, 3 * gb},    // 15 %
-		{botRule, 40 * gb, 4 * gb},    // the fixed size
-		{botRule, 100 * gb, 7 * gb},   // 7 %
-		{rootRule, 5 * gb, gb / 2},    // 10 %
-		{rootRule, 100 * gb, 6 * gb},  // 6 %
-		{rule{0, 10, 5}, gb, gb / 10}, // no fixed size
-		{rule{gb, 0, 0}, 5, gb},       // nothing else
+		{def.bot, 20 * gb, 3 * gb},                                   // 15 %
+		{def.bot, 40 * gb, 4 * gb},                                   // the fixed size
+		{def.bot, 100 * gb, 7 * gb},                                  // 7 %
+		{def.root, 5 * gb, gb / 2},                                   // 10 %
+		{def.root, 100 * gb, 6 * gb},                                 // 6 %
+		{hook.Partition{MaxPercent: 10, MinPercent: 5}, gb, gb / 10}, // no fixed size
+		{hook.Partition{Size: gb}, 5, gb},                            // nothing else
 	}
 	for _, tt := range tests {
-		if got := tt.rule.minimum(tt.total); got>>20 != tt.want>>20 {
+		if got := minimum(tt.rule, tt.total); got>>20 != tt.want>>20 {
 			t.Errorf("%+v of %d MiB: %d MiB must be free, want %d", tt.rule, tt.total>>20, got>>20, tt.want>>20)
 		}
 	}

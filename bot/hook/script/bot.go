@@ -1,10 +1,8 @@
 package script
 
 import (
-	"crypto/md5" // spreads, protects nothing
 	"encoding/json"
 	"fmt"
-	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -150,13 +148,7 @@ func (b *botValue) pseudoRand(_ *starlark.Thread, fn *starlark.Builtin, args sta
 	if !ok {
 		return nil, fmt.Errorf("get_pseudo_rand: width is a %s, want a number", width.Type())
 	}
-	return starlark.Float(pseudoRand(b.info.ID, w)), nil
-}
-
-func pseudoRand(id string, width float64) float64 {
-	sum := md5.Sum([]byte(id))
-	v := float64(int16(uint16(sum[0])|uint16(sum[1])<<8)) / 32768
-	return math.Round(v*width*1e4) / 1e4
+	return starlark.Float(hook.PseudoRand(b.info.ID, w)), nil
 }
 
 func (b *botValue) postEvent(_ *starlark.Thread, fn *starlark.Builtin, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
