@@ -17,8 +17,8 @@ const worthCompacting = 1. / 3
 // is compacted, so more than want may die. It returns an error only when it
 // could not do its work; that there is too little to evict is none. The caller
 // has the token of room and has marked what must stay.
-func (s *Store) evict(ctx context.Context, must, want int64) error {
-	freed, err := s.compactAll(ctx, want, worthCompacting)
+func (s *Store) evict(ctx context.Context, must, want int64) (freed int64, err error) {
+	freed, err = s.compactAll(ctx, want, worthCompacting)
 	for freed < want && err == nil {
 		if err = ctx.Err(); err != nil {
 			break
@@ -40,7 +40,7 @@ func (s *Store) evict(ctx context.Context, must, want int64) error {
 		freed += n
 	}
 	s.o.Log.InfoContext(ctx, "evicted", "freed", freed, "wanted", want, "err", err)
-	return err
+	return freed, err
 }
 
 // survey calls fn for every live blob, with the lock held for one pack or some

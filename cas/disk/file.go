@@ -135,7 +135,7 @@ func (s *Store) putFile(ctx context.Context, b Blob) error {
 	defer s.release(need)
 	err := s.tryFile(b)
 	if isFull(err) {
-		if s.makeRoom(ctx, need, true) == nil {
+		if _, e := s.makeRoom(ctx, need, true); e == nil {
 			err = s.tryFile(b)
 		}
 		if isFull(err) {
@@ -200,13 +200,26 @@ func (s *Store) rename(temp string, d cas.Digest) error {
 	if err == nil {
 		err = s.root.Rename(temp, name)
 	}
-	if err == nil {
-		err = s.step("sync directory")
+	if errors.Is(err, fs.ErrNotExist) { // the first of its directory
+		if err = s.root.Mkdir(dir, 0o700); err == nil || errors.Is(err, fs.ErrExist) {
+			if err = syncDir(s.root, blobsDir); err == nil {
+				err = s.root.Rename(temp, name)
+			}
+		}
 	}
-	if err == nil {
+	if err != nil {
+		return err
+	}
+	if err = s.step("sync directory"); err == nil {
 		err = syncDir(s.root, dir)
 	}
 	if err != nil {
+		s.mu.Lock()
+		_, ok := s.index[d.Hash]
+		s.mu.Unlock()
+		if !ok {
+			_ = s.root.Remove(name)
+		}
 		return err
 	}
 	s.mu.Lock()
@@ -215,8 +228,7 @@ func (s *Store) rename(temp string, d cas.Digest) error {
 		s.touch(r, true)
 		return nil
 	}
-	now := s.now()
-	s.addFile(fileEntry{hash: d.Hash, size: d.Size, used: now, saved: now, flags: flagPromised})
+	s.addFile(fileEntry{hash: d.Hash, size: d.Size, used: s.now(), flags: flagPromised})
 	return nil
 }
 

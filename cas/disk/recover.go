@@ -15,18 +15,19 @@ import (
 
 // recover reads what the directory holds.
 func (s *Store) recover(ctx context.Context) error {
+	made := false
 	for _, dir := range []string{blobsDir, packsDir, tempDir, quarantineDir} {
-		if err := mkdir(s.root, dir); err != nil {
+		switch err := s.root.Mkdir(dir, 0o700); {
+		case err == nil:
+			made = true
+		case !errors.Is(err, fs.ErrExist):
 			return err
 		}
 	}
-	for i := range 256 {
-		if err := mkdir(s.root, fmt.Sprintf("%s/%02x", blobsDir, i)); err != nil {
+	if made {
+		if err := syncDir(s.root, "."); err != nil {
 			return err
 		}
-	}
-	if err := errors.Join(syncDir(s.root, blobsDir), syncDir(s.root, ".")); err != nil {
-		return err
 	}
 	temps, err := readNames(s.root, tempDir)
 	if err != nil {
@@ -47,13 +48,6 @@ func (s *Store) recover(ctx context.Context) error {
 	return nil
 }
 
-func mkdir(root *os.Root, dir string) error {
-	if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
-
 // recoverFiles enters the large blobs. Names that are none are left alone.
 func (s *Store) recoverFiles(ctx context.Context) error {
 	for i := range 256 {
@@ -62,6 +56,9 @@ func (s *Store) recoverFiles(ctx context.Context) error {
 		}
 		dir := fmt.Sprintf("%s/%02x", blobsDir, i)
 		d, err := s.root.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -259,7 +256,7 @@ func (s *Store) scan(ctx context.Context, p *pack, size int64, last bool) (got s
 	}
 	got, err = scanPack(b[:n])
 	if err != nil || len(got.places) == 0 {
-		s.o.Log.WarnContext(ctx, "a pack holds no blob and is taken away", "file", p.name("pack"), "bytes", size)
+		s.o.Log.InfoContext(ctx, "a pack holds no blob and is taken away", "file", p.name("pack"), "bytes", size)
 		if last || size <= packHeaderLen+recordLen { // its first round was cut short
 			return scanned{}, false, s.root.Remove(p.name("pack"))
 		}

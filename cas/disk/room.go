@@ -47,6 +47,11 @@ func (s *Store) excess(need int64) int64 {
 	free := s.free.get(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.over(need, free)
+}
+
+// over is excess for a caller that holds mu and asked for the free space.
+func (s *Store) over(need, free int64) int64 {
 	over := s.bytes + s.reserved + need - s.o.MaxBytes
 	if free >= 0 {
 		over = max(over, s.o.MinFree+s.reserved+need-free)
@@ -58,26 +63,30 @@ func (s *Store) excess(need int64) int64 {
 // Nothing is evicted for a write that can never fit.
 func (s *Store) reserve(ctx context.Context, need int64) error {
 	for {
-		if over := s.excess(need); over <= 0 {
-			break
+		free := s.free.get(s)
+		s.mu.Lock()
+		over := s.over(need, free)
+		if s.closed {
+			s.mu.Unlock()
+			return errClosed
 		}
+		if over <= 0 {
+			s.reserved += need
+			s.grown()
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
 		if need > s.o.MaxBytes {
 			return s.full(need, nil)
 		}
-		if err := s.makeRoom(ctx, need, false); err != nil {
+		// Another writer may take the room that was made; then we try again.
+		if progress, err := s.makeRoom(ctx, need, false); err != nil {
 			return err
-		}
-		if s.excess(need) > 0 {
+		} else if !progress && s.excess(need) > 0 {
 			return s.full(need, nil)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return errClosed
-	}
-	s.reserved += need
-	return nil
 }
 
 func (s *Store) release(n int64) {
@@ -99,15 +108,16 @@ func (s *Store) full(need int64, cause error) error {
 
 // makeRoom evicts until need bytes fit, and then some, so that the next write
 // need not wait as well. One does it at a time. diskFull says that the file
-// system refused bytes, whatever it said to be free.
-func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) error {
+// system refused bytes, whatever it said to be free. progress says that there
+// may be more room than before.
+func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) (progress bool, err error) {
 	select {
 	case s.room <- struct{}{}:
 		defer func() { <-s.room }()
 	case <-s.quit:
-		return errClosed
+		return false, errClosed
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 	s.free.forget()
 	over := s.excess(need)
@@ -115,13 +125,33 @@ func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) error {
 		over = max(over, need)
 	}
 	if over <= 0 {
-		return nil // somebody else was first
+		return true, nil // somebody else was first
+	}
+	if f := &s.failed; !diskFull && need >= f.need && s.o.Now().Sub(f.at) < time.Second {
+		return false, nil // a look at every tree for each write would make it worse
 	}
 	if err := s.mark(ctx); err != nil {
-		return err
+		return false, err
 	}
-	defer s.free.forget()
-	return s.evict(ctx, over, over+s.o.MaxBytes/20)
+	freed, err := s.evict(ctx, over, over+s.o.MaxBytes/20)
+	s.free.forget()
+	if freed == 0 && s.excess(need) > 0 {
+		s.failed.need, s.failed.at = need, s.o.Now()
+	}
+	return freed > 0, err
+}
+
+// ahead is how much room Run keeps, so that writers need not wait for it.
+func (s *Store) ahead() int64 { return s.o.MaxBytes / 50 }
+
+// grown wakes Run when there is little room left. The caller holds mu.
+func (s *Store) grown() {
+	if s.bytes+s.reserved > s.o.MaxBytes-s.ahead() {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Run evicts, compacts, looks for damage and writes down last uses until ctx
@@ -130,16 +160,23 @@ func (s *Store) Run(ctx context.Context) error {
 	every := time.NewTicker(time.Minute)
 	defer every.Stop()
 	var scrub scrubber
+	wake := s.wake
 	for {
-		if over := s.excess(s.o.MaxBytes / 50); over > 0 { // ahead of the writers
-			s.round(ctx, s.makeRoom(ctx, s.o.MaxBytes/50, false))
+		var pause <-chan time.Time // after an eviction that could not do enough
+		if s.excess(s.ahead()) > 0 {
+			_, err := s.makeRoom(ctx, s.ahead(), false)
+			s.round(ctx, err)
+			if wake = s.wake; s.excess(s.ahead()) > 0 {
+				wake, pause = nil, time.After(10*time.Second)
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.quit:
 			return nil
-		case <-s.wake:
+		case <-wake:
+		case <-pause:
 		case <-every.C:
 			s.expireUploads()
 			s.saveUse()

@@ -41,6 +41,8 @@ type Options struct {
 
 	Now func() time.Time // nil = time.Now
 	Log *slog.Logger     // nil = nothing is logged
+
+	packMax int64 // tests have smaller packs
 }
 
 // Blob is a digest with its content.
@@ -73,7 +75,11 @@ type Store struct {
 	dead     int64    // bytes of packs that no live record uses
 	stats    struct{ evicted, evictedBytes, corrupt, pinned, fresh int64 }
 
-	room    chan struct{} // holds one token: who has it evicts
+	room   chan struct{} // holds one token: who has it evicts
+	failed struct {      // the last eviction that could not do enough; of who has the token
+		need int64
+		at   time.Time
+	}
 	writer  writer
 	handles handles
 	free    freeSpace
@@ -91,6 +97,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	if o.MinFree == 0 {
 		o.MinFree = DefaultMinFree
+	}
+	if o.packMax == 0 {
+		o.packMax = packMax
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -164,7 +164,8 @@ func (up *Upload) Offset() int64 {
 var errTakenOver = skep.Errorf(skep.Conflict, "somebody else goes on with this upload, or it has ended")
 
 // Write appends to the content. More bytes than the blob has are an Invalid
-// error. After an Exhausted error the upload is gone, with all of its bytes.
+// error that changes nothing; after any other error the upload is gone, with all
+// of its bytes.
 func (up *Upload) Write(p []byte) (int, error) {
 	if up.done {
 		if len(p) > 0 {
@@ -187,23 +188,27 @@ func (up *Upload) Write(p []byte) (int, error) {
 		return u.sum.Write(p)
 	}
 	err := up.s.step("write upload")
-	n := 0
 	if err == nil {
-		n, err = u.file.WriteAt(p, u.sum.size)
-	}
-	_, _ = u.sum.Write(p[:n])
-	if isFull(err) {
-		u.end(up.s)
-		return n, up.s.full(u.digest.Size, err)
+		at, written := u.sum.size, make(chan error, 1)
+		go func() { // the kernel copies while we hash
+			_, err := u.file.WriteAt(p, at)
+			written <- err
+		}()
+		_, _ = u.sum.Write(p)
+		err = <-written
 	}
 	if err != nil {
-		return n, fmt.Errorf("write blob %s: %w", u.digest, err)
+		u.end(up.s)
+		if isFull(err) {
+			return 0, up.s.full(u.digest.Size, err)
+		}
+		return 0, fmt.Errorf("write blob %s: %w", u.digest, err)
 	}
 	if n := u.sum.size - u.began; n >= 8<<20 {
 		writeBehind(u.file, u.began, n)
 		u.began += n
 	}
-	return n, nil
+	return len(p), nil
 }
 
 // Commit checks the content against the digest and makes the blob durable.

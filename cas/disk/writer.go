@@ -43,7 +43,9 @@ type writer struct {
 	file   *os.File
 	next   uint32 // number of the next pack
 	buf    []byte
-	placed []placed // records in buf, and those written and not synced
+	placed []placed          // records in buf, and those written and not synced
+	new    map[cas.Hash]bool // blobs among placed that are new
+	twins  []*item           // others of the same content
 }
 
 type placed struct {
@@ -168,7 +170,10 @@ func (w *writer) put(s *Store, commits []*commit) error {
 // add appends a record to the buffer, in a new pack if the old one is full.
 func (w *writer) add(s *Store, it *item) error {
 	n := recordLen + len(it.data)
-	if w.active != nil && w.tail()+int64(n) > packMax {
+	if (it.from == ref{}) && w.isTwin(s, it) {
+		return nil
+	}
+	if w.active != nil && w.tail()+int64(n) > s.o.packMax {
 		if err := w.seal(s); err != nil {
 			return err
 		}
@@ -187,6 +192,35 @@ func (w *writer) add(s *Store, it *item) error {
 	w.buf = appendRecord(w.buf, w.active.marker, it.digest.Hash, it.sum, it.data)
 	w.placed = append(w.placed, placed{it, uint32(off)})
 	return nil
+}
+
+// isTwin says that somebody else's item of this round, or before, is the same
+// blob, and is written already.
+func (w *writer) isTwin(s *Store, it *item) bool {
+	if w.new[it.digest.Hash] {
+		w.twins = append(w.twins, it)
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.index[it.digest.Hash]; ok {
+		s.touch(r, true)
+		it.err = nil
+		return true
+	}
+	if w.new == nil {
+		w.new = map[cas.Hash]bool{}
+	}
+	w.new[it.digest.Hash] = true
+	return false
+}
+
+// forget empties the lists of what was published or has failed.
+func (w *writer) forget() {
+	clear(w.placed)
+	clear(w.twins)
+	clear(w.new)
+	w.placed, w.twins = w.placed[:0], w.twins[:0]
 }
 
 // tail is where the next record goes.
@@ -231,8 +265,10 @@ func (w *writer) sync(s *Store) error {
 		return fmt.Errorf("sync a pack: %w", errSync{err})
 	}
 	s.publish(w.active, w.placed)
-	clear(w.placed)
-	w.placed = w.placed[:0]
+	for _, it := range w.twins {
+		it.err = nil
+	}
+	w.forget()
 	return nil
 }
 
@@ -328,8 +364,7 @@ func (s *Store) finish(p *pack) {
 // is and another one begun: the next start cuts it.
 func (w *writer) rollback(s *Store, cause error) {
 	w.buf = w.buf[:0]
-	clear(w.placed)
-	w.placed = w.placed[:0]
+	w.forget()
 	if w.active == nil {
 		return
 	}
@@ -341,9 +376,18 @@ func (w *writer) rollback(s *Store, cause error) {
 		return
 	}
 	s.o.Log.Error("a pack cannot be written any more and is closed", "file", w.active.name("pack"), "err", errors.Join(cause, err))
-	s.finish(w.active)
+	p := w.active
+	s.mu.Lock()
+	if st, err := w.file.Stat(); err == nil {
+		tail := st.Size() - int64(p.end)
+		p.size, s.bytes = p.size+tail, s.bytes+tail
+	}
+	s.mu.Unlock()
 	_ = w.file.Close()
 	w.active, w.file = nil, nil
+	if s.finish(p); p.live() == 0 {
+		s.removePack(p)
+	}
 }
 
 // PutBatch stores blobs together, which is far cheaper than one by one: small
@@ -412,7 +456,7 @@ func (s *Store) writeSmall(ctx context.Context, c *commit, need int64) error {
 			again.items = append(again.items, it)
 		}
 	}
-	if err := s.makeRoom(ctx, need, true); err == nil {
+	if _, err := s.makeRoom(ctx, need, true); err == nil {
 		s.writer.write(again)
 	}
 	for _, it := range again.items {
