@@ -103,7 +103,7 @@ func (e *environ) list() []string {
 }
 
 // dirs are the paths of one run that placeholders and variables name.
-type dirs struct{ run, out, temp, home, context, agent, botFile, cwd string }
+type dirs struct{ run, out, temp, scratch, home, context, agent, botFile, cwd string }
 
 // taskEnviron composes the task's environment. spec bot.md §1.4, items 1 to 6;
 // item 1 is in job.Environ already.

@@ -76,14 +76,6 @@ func jsonType(kind string) string {
 
 // unsupported reports inputs that this bot cannot provide yet.
 func unsupported(m *botapi.Manifest) (string, *botapi.ClientError) {
-	if in := m.CASInputRoot; in != nil && in.Digest.Hash != "" && in.Digest.SizeBytes != 0 {
-		d := fmt.Sprintf("%s/%d", in.Digest.Hash, in.Digest.SizeBytes)
-		return "this bot cannot fetch inputs from content-addressed storage yet; run the task without cas_input_root",
-			&botapi.ClientError{
-				MissingCAS:  []botapi.MissingCAS{{Status: "not_supported", Digest: d, Instance: in.Instance}},
-				MissingCIPD: []botapi.CIPDPackage{},
-			}
-	}
 	if in := m.CIPDInput; in != nil && len(in.Packages) > 0 {
 		e := &botapi.ClientError{MissingCAS: []botapi.MissingCAS{}}
 		for _, p := range in.Packages {

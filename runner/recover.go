@@ -30,7 +30,7 @@ func Recover(botDir string, log *slog.Logger) error {
 		if _, err := os.Stat(filepath.Join(dir, recordFile)); err == nil {
 			continue // what it names could not be ended
 		}
-		errs = append(errs, removeTree(dir))
+		errs = append(errs, removeWork(dir))
 	}
 	return errors.Join(errs...)
 }

@@ -9,10 +9,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/cas/cache"
+	"github.com/skepdev/skep/cas/remote"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/runner/named"
 )
 
 // initFlag makes run_isolated the PID 1 of a task's namespace.
@@ -76,8 +80,16 @@ type isolatedRun struct {
 	stop       chan struct{} // capacity 1
 	parentGone chan struct{} // task_runner or bot_main died
 
-	dirs dirs
-	res  result
+	dirs      dirs
+	res       result
+	named     *named.Caches
+	cas       *cache.Cache   // nil: there is none, and none is needed
+	client    *remote.Client // nil until something is transferred
+	headers   atomic.Pointer[map[string]string]
+	inputs    *cache.Result  // nil: the task has none
+	top       string         // below which installed caches are
+	installed []botapi.Cache // with the task now
+
 	view *proc.View // what the task sees; nil = everything
 	seat *proc.Seat // where the command will start; nil = on any thread
 }
@@ -97,6 +109,9 @@ func (r *isolatedRun) listen(words *json.Decoder) {
 		if w.Stop {
 			r.requestStop()
 		}
+		if w.Headers != nil {
+			r.headers.Store(&w.Headers)
+		}
 	}
 }
 
@@ -115,6 +130,8 @@ func (r *isolatedRun) run(err error) int {
 	if err == nil {
 		err = r.command()
 	}
+	r.endInputs()
+	r.returnCaches()
 	r.cleanup()
 	if err != nil {
 		r.log.Error("task not run", "task", r.job.TaskID, "err", err)
@@ -145,7 +162,7 @@ func seconds(since time.Time) float64 { return time.Since(since).Seconds() }
 // makeDirs makes the directories of the run. spec bot.md §5.2.
 func (r *isolatedRun) makeDirs() error {
 	d := &r.dirs
-	d.run = filepath.Join(r.Dir, "ir")
+	d.run = filepath.Join(r.Dir, runDir)
 	if err := removeTree(d.run); err != nil {
 		return err
 	}
@@ -231,19 +248,14 @@ func (r *isolatedRun) command() error {
 	if len(j.Command) == 0 {
 		return r.refuse("the task has no command")
 	}
+	if err := r.stage(); err != nil {
+		if errors.Is(err, errStopped) {
+			return r.canceled()
+		}
+		return err
+	}
 	if err := r.workDir(); err != nil {
 		return r.refuse(fmt.Sprintf("the task's relative_cwd %q cannot be used: %v", j.RelativeCwd, err))
-	}
-	install := time.Now()
-	caches, err := r.installCaches()
-	r.res.Stats.NamedCaches = &botapi.CachesStats{Install: botapi.OperationStats{Duration: seconds(install)}}
-	defer func() {
-		uninstall := time.Now()
-		r.uninstallCaches(caches)
-		r.res.Stats.NamedCaches.Uninstall.Duration = seconds(uninstall)
-	}()
-	if err != nil {
-		return err
 	}
 	env := taskEnviron(j, r.dirs)
 	argv := r.dirs.command(j.Command, j.TaskID)
@@ -261,9 +273,7 @@ func (r *isolatedRun) command() error {
 	}
 	select {
 	case <-r.stop:
-		code := int64(-1)
-		r.res.ExitCode, r.res.Duration = &code, new(float64)
-		return nil
+		return r.canceled()
 	default:
 	}
 	if notFound != nil {
@@ -300,6 +310,30 @@ func (r *isolatedRun) command() error {
 	r.res.ExitCode, r.res.Duration = &code, &elapsed
 	r.sweep()
 	r.log.Info("command ended", "task", j.TaskID, "exit_code", code, "took", status.Ended.Sub(began))
+	return r.sendOutputs()
+}
+
+// stage brings what the task needs into its run directory: trimmed caches,
+// inputs, named caches. spec bot.md §5.2.
+func (r *isolatedRun) stage() error {
+	if err := r.openCaches(); err != nil {
+		return err
+	}
+	r.trimCaches()
+	if r.job.wantsInputs() {
+		if err := r.fetchInputs(); err != nil {
+			return err
+		}
+	} else if err := r.placeCaches(r.dirs.run, nil); err != nil {
+		return err
+	}
+	return r.placeOutputs()
+}
+
+// canceled is the result of a task that did not begin.
+func (r *isolatedRun) canceled() error {
+	code := int64(-1)
+	r.res.ExitCode, r.res.Duration = &code, new(float64)
 	return nil
 }
 
@@ -441,7 +475,7 @@ func (r *isolatedRun) sweep() {
 // cleanup removes the run's directories.
 func (r *isolatedRun) cleanup() {
 	began := time.Now()
-	for _, dir := range []string{r.dirs.run, r.dirs.temp, r.dirs.out} {
+	for _, dir := range []string{r.dirs.run, r.dirs.temp, r.dirs.out, r.dirs.scratch} {
 		if dir == "" {
 			continue
 		}

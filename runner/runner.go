@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/internal/proc"
 )
 
@@ -40,7 +41,17 @@ type Config struct {
 
 	Environ []string // the bot's environment, of which the allow-list is taken; nil = os.Environ()
 	EnvPass []string // further names let through to tasks (task.env_pass); a trailing * matches any rest
+	Storage Storage
 	Log     *slog.Logger
+}
+
+// Storage is what a bot's caches may take. spec bot.md §4.1, §5.8.
+type Storage struct {
+	Cache    string       // directory of the content cache; several bots of one user may share it; "" = cas_cache in the bot's
+	MaxBytes int64        // of it; 0 = 50 GiB
+	MinFree  int64        // bytes of the disk that stay free as long as there is something to evict; 0 = 2 GiB
+	Trusted  bool         // tasks do not write to their inputs, though they could: link them
+	Method   cache.Method // forces how inputs come into a run directory; "" = SKEP_INPUTS, else the best that works
 }
 
 // Job is one task to run.

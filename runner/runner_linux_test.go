@@ -318,7 +318,7 @@ func TestMalformedManifest(t *testing.T) {
 		{"task id of another type", `{"task_id":7}`, false, "task_id"},
 		{"not an object", `[]`, false, "not a JSON object"},
 		{"bad variable", string(sh("true", with("env", map[string]string{"A=B": "x"}))), true, `env "A=B"`},
-		{"unsupported inputs", string(sh("true", with("cas_input_root", map[string]any{"cas_instance": "i", "digest": map[string]any{"hash": "ab", "size_bytes": 3}}))), true, "content-addressed"},
+		{"inputs by no digest", string(sh("true", with("cas_input_root", map[string]any{"cas_instance": "i", "digest": map[string]any{"hash": "ab", "size_bytes": 3}}))), true, "SHA-256"},
 		{"unsupported packages", string(sh("true", with("cipd_input", map[string]any{"packages": []any{map[string]any{"package_name": "p", "version": "v", "path": "."}}}))), true, "packages"},
 		{"agent context without secret", string(manifest([]string{"x", agentPlaceholder})), true, "no secret bytes"},
 	} {

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/internal/logfile"
 	"github.com/skepdev/skep/internal/proc"
 )
@@ -63,6 +64,12 @@ func NewStarter(cfg Config) *Starter {
 	}
 	if s.cfg.Exe == "" {
 		s.cfg.Exe, s.err = os.Executable()
+	}
+	if st := &s.cfg.Storage; st.Cache == "" {
+		st.Cache = filepath.Join(cfg.BotDir, "cas_cache")
+	}
+	if st := &s.cfg.Storage; st.Method == cache.Auto {
+		st.Method = cache.Method(os.Getenv("SKEP_INPUTS"))
 	}
 	want := cmp.Or(cfg.Containment, os.Getenv("SKEP_CONTAINMENT"))
 	var err error
@@ -276,6 +283,7 @@ func (s *Starter) setup(p *pair, ahead bool) *setup {
 	u := &setup{
 		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
 		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide, Ahead: ahead,
+		Storage: s.cfg.Storage,
 	}
 	if path := newEnviron(s.cfg.Environ).get("LUCI_CONTEXT"); path != "" {
 		if b, err := os.ReadFile(path); err == nil && json.Valid(b) {
@@ -317,7 +325,7 @@ func (s *Starter) discard(p *pair) error {
 	if err != nil {
 		return err // the record must stay: Recover tries again
 	}
-	return removeTree(p.dir)
+	return removeWork(p.dir)
 }
 
 // Run runs one task and returns when it is over, reported, and nothing of it is

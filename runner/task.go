@@ -2,11 +2,11 @@ package runner
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +35,7 @@ type taskRunner struct {
 	announced chan announcement // capacity 1; what became of Job.Announce
 	lastIO    atomic.Int64
 	headers   atomic.Pointer[map[string]string]
+	handed    atomic.Bool  // run_isolated has a job whose headers must stay fresh
 	tokens    *tokenServer // nil when the task has no account
 
 	giveUp   atomic.Pointer[context.CancelFunc] // ends the announcement
@@ -50,6 +51,7 @@ func (r *taskRunner) watchParent(words *json.Decoder) {
 		}
 		if w.Headers != nil {
 			r.headers.Store(&w.Headers)
+			r.passHeaders(w.Headers)
 		}
 		if w.Announced != nil {
 			select {
@@ -162,16 +164,8 @@ func (r *taskRunner) connect() error {
 	if botID == "" {
 		botID = r.BotID
 	}
-	var roots *x509.CertPool
-	if len(r.RootCAs) > 0 {
-		var err error
-		if roots, err = x509.SystemCertPool(); err != nil {
-			roots = x509.NewCertPool()
-		}
-		roots.AppendCertsFromPEM(r.RootCAs)
-	}
 	c, err := botapi.NewClient(botapi.Options{
-		Server: taskServer(r.manifest.Host, r.Server), BotID: botID, Dir: r.CookieDir, RootCAs: roots, Log: r.log,
+		Server: taskServer(r.manifest.Host, r.Server), BotID: botID, Dir: r.CookieDir, RootCAs: pool(r.RootCAs), Log: r.log,
 		Headers: r.authHeaders,
 	})
 	if err != nil {
@@ -213,17 +207,20 @@ func (r *taskRunner) prepare() error {
 	if err != nil {
 		return err
 	}
-	if len(m.Outputs) > 0 {
-		r.log.Warn("outputs are not kept: this bot cannot upload them yet", "task", m.TaskID, "outputs", m.Outputs)
-	}
 	job := &isolatedJob{
 		TaskID:  m.TaskID,
 		Command: m.Command, RelativeCwd: m.RelativeCwd, HardTimeout: m.HardTimeout, GracePeriod: m.GracePeriod,
 		Environ: r.environ(), Env: m.Env, EnvPrefixes: m.EnvPrefixes, Context: context, Agent: agent,
-		BotFile: r.BotFile, Caches: m.Caches,
+		BotFile: r.BotFile, Caches: m.Caches, CAS: r.storage(), Outputs: m.Outputs,
 	}
 	if err := json.NewEncoder(r.iso.words).Encode(job); err != nil {
 		return fmt.Errorf("run_isolated takes no job: %w", err)
+	}
+	if job.CAS != nil && job.CAS.Own {
+		r.handed.Store(true)
+		if now := r.authHeaders(); !maps.Equal(now, job.CAS.Headers) {
+			r.passHeaders(now) // they came meanwhile
+		}
 	}
 	return nil
 }

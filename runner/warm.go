@@ -83,6 +83,11 @@ func (r *isolatedRun) warm() []func() {
 			_, _ = proc.Start(&proc.Cmd{Path: "/", Args: []string{"/"}, Dir: r.dirs.run, User: r.User, Files: []*os.File{nil, nil, nil}})
 		},
 		func() {
+			if _, err := os.Lstat(r.Storage.Cache); err == nil && r.cas == nil {
+				r.cas, _ = openStorage(r.Storage, r.log) // its state is read again if it changes
+			}
+		},
+		func() {
 			code, secs := int64(0), 1.0
 			_, _ = json.Marshal(result{ExitCode: &code, Duration: &secs, Stats: resultStats{Isolated: &botapi.IsolatedStats{}}})
 			_ = json.NewEncoder(io.Discard).Encode(isolatedNews{Started: true})

@@ -29,6 +29,7 @@ type setup struct {
 	User    *proc.User
 	Hide    string
 	Ahead   bool // the job will take a while: get everything ready
+	Storage Storage
 }
 
 // runnerWord is any later word to task_runner.
@@ -74,12 +75,26 @@ type isolatedJob struct {
 	Agent       json.RawMessage            `json:",omitempty"` // content of ${BUILDBUCKET_AGENT_CONTEXT_FILE}
 	BotFile     []byte
 	Caches      []botapi.Cache
+	CAS         *casJob  `json:",omitempty"` // nil: no inputs, and outputs go nowhere
+	Outputs     []string `json:",omitempty"` // paths below the run directory that are outputs
+}
+
+// casJob is where a task's inputs and outputs are.
+type casJob struct {
+	URL      string
+	Instance string
+	Root     string            `json:",omitempty"` // HASH/SIZE of the inputs; "": none
+	Own      bool              // the bot's server: Headers are for it
+	Headers  map[string]string `json:",omitempty"`
+	RootCAs  []byte            `json:",omitempty"` // PEM, beside the system's
 }
 
 // isolatedWord is any later word to run_isolated.
 type isolatedWord struct {
 	Go   bool `json:"go,omitempty"`   // start the command
 	Stop bool `json:"stop,omitempty"` // SIGTERM, grace period, SIGKILL; before the start: do not start
+
+	Headers map[string]string `json:"headers,omitempty"` // what casJob.Headers are from now on
 }
 
 // isolatedNews are run_isolated's words to task_runner: one when the command

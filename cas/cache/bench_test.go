@@ -17,7 +17,7 @@ func BenchmarkSmallFiles(b *testing.B) {
 	f := newFake()
 	root := f.archive(b, src)
 	dir := b.TempDir()
-	defer func() { _ = Release(dir) }()
+	defer func() { _ = releaseBelow(dir) }()
 	cp := time.Hour
 	for range 3 {
 		to := filepath.Join(dir, "cp")

@@ -189,3 +189,6 @@ const (
 	stateLock = "state.lock"
 	treeLock  = "tree.lock"
 )
+
+// Free returns the bytes that are free for us on dir's file system.
+func Free(dir string) (int64, error) { return freeSpace(dir) }

@@ -113,7 +113,7 @@ func tempDir(t *testing.T) string {
 		_ = os.Chmod(d, 0o755)
 	}
 	t.Cleanup(func() {
-		if err := Release(dir); err != nil {
+		if err := releaseBelow(dir); err != nil {
 			t.Error(err)
 		}
 	})

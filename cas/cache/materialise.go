@@ -35,21 +35,22 @@ type How struct {
 	Scratch  string // where an overlay's own directories are made, on a file system that takes them; "" = no overlay
 
 	// Place puts further things into the directory before it is handed over:
-	// below top, where they can be renamed to and back again. taken says
-	// whether the tree has something at a slash-separated path. nil = nothing.
-	Place func(top string, taken func(path string) bool) error
+	// below top, where they can be renamed to and back again. has says whether
+	// the tree has something at a slash-separated path, and whether that is a
+	// directory. nil = nothing.
+	Place func(top string, has func(path string) (there, dir bool)) error
 }
 
 // Result is a directory that was made.
 type Result struct {
-	Method      Method
-	Cold, Hot   []int64 // sizes of the blobs that were fetched, and of those that were here
-	Items       int     // entries before
-	Bytes       int64   // their bytes
-	Files       int     // of the tree
-	Duration    time.Duration
-	Top         string       // where what How.Place placed is; after Undo of an overlay only there
-	Undo        func() error // ends what is mounted; may be called again. The directory stays
+	Method    Method
+	Cold, Hot []int64 // sizes of the blobs that were fetched, and of those that were here
+	Items     int     // entries before
+	Bytes     int64   // their bytes
+	Files     int     // of the tree
+	Duration  time.Duration
+	Top       string       // where what How.Place placed is; after Undo of an overlay only there
+	Undo      func() error // ends what is mounted; may be called again. The directory stays
 }
 
 // Materialise fills the empty directory dst with the tree of root. Files have
@@ -201,7 +202,7 @@ func (c *Cache) fill(ctx context.Context, p *plan, dst string, how How, methods 
 			if m == Overlay || how.Place == nil {
 				return nil
 			}
-			return how.Place(dst, p.taken())
+			return how.Place(dst, p.has())
 		}
 		if n == len(methods)-1 || ctx.Err() != nil || isFull(err) || errors.As(err, new(*placeError)) {
 			return err
@@ -355,23 +356,26 @@ func (s *shared) release() {
 	}
 }
 
-// taken returns a test for what a plan has.
-func (p *plan) taken() func(string) bool {
+// has returns what How.Place is told of a plan.
+func (p *plan) has() func(string) (there, dir bool) {
 	names := sync.OnceValue(func() map[string]bool {
 		paths := p.paths()
 		m := map[string]bool{}
+		for _, f := range p.files {
+			m[join(paths[f.dir], f.name)] = false
+		}
+		for _, l := range p.links {
+			m[join(paths[l.dir], l.name)] = false
+		}
 		for _, at := range paths {
 			m[at] = true
 		}
-		for _, f := range p.files {
-			m[join(paths[f.dir], f.name)] = true
-		}
-		for _, l := range p.links {
-			m[join(paths[l.dir], l.name)] = true
-		}
 		return m
 	})
-	return func(path string) bool { return names()[path] }
+	return func(path string) (there, dir bool) {
+		dir, there = names()[path]
+		return there, dir
+	}
 }
 
 // paths are those of the directories, "" for the root.

@@ -44,7 +44,7 @@ func (c *Cache) overlay(ctx context.Context, p *plan, dst string, how How, res *
 		return err
 	}
 	if how.Place != nil {
-		if err := how.Place(upper, p.taken()); err != nil {
+		if err := how.Place(upper, p.has()); err != nil {
 			return &placeError{err}
 		}
 	}
@@ -72,9 +72,17 @@ func mountOverlay(lower, upper, work, at string) error {
 	return failed("mount", at, unix.Mount("overlay", at, "overlay", unix.MS_NODEV, strings.Join(opts, ",")))
 }
 
-// Release ends what is mounted at dir and below it, as a killed process leaves
-// it. Without anything mounted there it does nothing.
+// Release ends what is mounted at dir, and then below it, as a killed process
+// leaves it. Without anything mounted at dir it does nothing.
 func Release(dir string) error {
+	var at, above unix.Stat_t
+	if unix.Lstat(dir, &at) != nil || unix.Lstat(filepath.Dir(dir), &above) != nil || at.Dev == above.Dev {
+		return nil // an overlay has a device of its own
+	}
+	return releaseBelow(dir)
+}
+
+func releaseBelow(dir string) error {
 	for range 16 {
 		points, err := mountsBelow(dir)
 		if err != nil || len(points) == 0 {

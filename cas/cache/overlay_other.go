@@ -11,5 +11,5 @@ func (c *Cache) overlay(context.Context, *plan, string, How, *Result) error {
 	return errors.ErrUnsupported
 }
 
-// Release ends what is mounted at dir and below it; nothing is here.
+// Release ends what is mounted at dir; nothing is here.
 func Release(string) error { return nil }

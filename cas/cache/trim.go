@@ -167,7 +167,7 @@ func (c *Cache) makeRoom(ctx context.Context, missing map[key]int64, unlock *fun
 	*unlock = func() {}
 	if t, err := c.Trim(ctx); err != nil {
 		return err
-	} else if err := t.release(need+c.opt.MinFree-free); err != nil {
+	} else if err := t.release(need + c.opt.MinFree - free); err != nil {
 		return errors.Join(err, t.Close())
 	} else if err := t.Close(); err != nil {
 		return err

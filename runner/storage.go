@@ -1,0 +1,49 @@
+package runner
+
+import (
+	"crypto/x509"
+	"fmt"
+)
+
+// storage says where the task's inputs and outputs are: where the manifest
+// says, else at the bot's own server. The bot's credential goes to its own
+// server only. nil: the manifest names no instance.
+func (r *taskRunner) storage() *casJob {
+	in := r.manifest.CASInputRoot
+	if in == nil {
+		return nil
+	}
+	j := &casJob{Instance: in.Instance, RootCAs: r.RootCAs}
+	if in.Digest.SizeBytes != 0 {
+		j.Root = fmt.Sprintf("%s/%d", in.Digest.Hash, in.Digest.SizeBytes)
+	}
+	if s := r.manifest.Skep; s != nil && s.CAS != "" {
+		j.URL = s.CAS
+		return j
+	}
+	j.URL, j.Own, j.Headers = taskServer(r.manifest.Host, r.Server), true, r.authHeaders()
+	return j
+}
+
+// passHeaders gives run_isolated new headers: the old ones may end before the
+// task does.
+func (r *taskRunner) passHeaders(headers map[string]string) {
+	if !r.handed.Load() {
+		return // they go with the job
+	}
+	r.word(isolatedWord{Headers: headers})
+}
+
+// pool returns the system's certificates and pem's; nil, the system's, without
+// pem.
+func pool(pem []byte) *x509.CertPool {
+	if len(pem) == 0 {
+		return nil
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	roots.AppendCertsFromPEM(pem)
+	return roots
+}
