@@ -17,7 +17,7 @@ import (
 	"github.com/skepdev/skep/internal/oneport"
 )
 
-// ways are the ways tried to serve gRPC and HTTP/1 on one port. ADR 14.
+// ways are the ways tried to serve gRPC and HTTP/1 on one port. ADR 16.
 var ways = []struct {
 	name  string
 	serve func(testing.TB, *grpc.Server, net.Listener)

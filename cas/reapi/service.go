@@ -64,7 +64,7 @@ func (s *Service) GRPC() *grpc.Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		// Windows so large that a stream is never waiting for permission to send
-		// on; fixed, as measuring the line costs pings. ADR 14.
+		// on; fixed, as measuring the line costs pings. ADR 16.
 		grpc.StaticStreamWindowSize(2<<20),
 		grpc.StaticConnWindowSize(8<<20),
 		grpc.ReadBufferSize(128<<10),
