@@ -29,8 +29,8 @@ func packed(sizes ...uint64) []byte {
 	}
 	var b bytes.Buffer
 	z := zlib.NewWriter(&b)
-	z.Write(raw)
-	z.Close()
+	_, _ = z.Write(raw)
+	_ = z.Close()
 	return b.Bytes()
 }
 

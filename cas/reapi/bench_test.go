@@ -23,13 +23,13 @@ var ways = []struct {
 	serve func(testing.TB, *grpc.Server, net.Listener)
 }{
 	{"direct", func(t testing.TB, g *grpc.Server, l net.Listener) {
-		go g.Serve(l)
+		go func() { _ = g.Serve(l) }()
 		t.Cleanup(g.Stop)
 	}},
 	{"sniffed", func(t testing.TB, g *grpc.Server, l net.Listener) {
 		p := oneport.New(l, nil)
-		go p.Serve()
-		go g.Serve(p.HTTP2)
+		go func() { _ = p.Serve() }()
+		go func() { _ = g.Serve(p.HTTP2) }()
 		t.Cleanup(func() { p.Close(); g.Stop() })
 	}},
 	{"ServeHTTP", func(t testing.TB, g *grpc.Server, l net.Listener) {
@@ -39,7 +39,7 @@ var ways = []struct {
 		h := &http.Server{Handler: g, Protocols: &ps, HTTP2: &http.HTTP2Config{
 			MaxReceiveBufferPerConnection: 8 << 20, MaxReceiveBufferPerStream: 2 << 20, MaxConcurrentStreams: maxStreams,
 		}}
-		go h.Serve(l)
+		go func() { _ = h.Serve(l) }()
 		t.Cleanup(func() { h.Close() })
 	}},
 }

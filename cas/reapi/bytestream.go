@@ -117,7 +117,7 @@ func copyN(w io.Writer, src io.Reader, n int64, buf []byte) error {
 
 // short says what it means that a store gave too little.
 func short(err error, left int64) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return skep.Errorf(skep.Internal, "the store ended a blob %d bytes too early", left)
 	}
 	return err
@@ -156,7 +156,7 @@ func (w *chunkWriter) flush() error {
 func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 	ctx := in.Context()
 	first, err := in.Recv()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return s.status(ctx, skep.Invalidf("resource_name", "is required: the stream ended before its first message"), "")
 	}
 	if err != nil {
@@ -208,7 +208,7 @@ func (s *Service) write(ctx context.Context, r Resource, first *bspb.WriteReques
 			return 0, badStream(err, d)
 		}
 		// What the decoder did not ask for must be nothing.
-		if n, err := msgs.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+		if n, err := msgs.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
 			return 0, badStream(err, d)
 		}
 	} else {
@@ -236,7 +236,7 @@ func badStream(err error, d cas.Digest) error {
 		return skep.Errorf(skep.Invalid, "blob %s: data after the end of the zstd stream", d)
 	case skep.KindOf(err) != skep.Internal || errors.Is(err, errStore):
 		return err
-	case err == io.ErrUnexpectedEOF:
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		return skep.Errorf(skep.Invalid, "blob %s: the zstd stream is cut off", d)
 	default:
 		return skep.Errorf(skep.Invalid, "blob %s: the zstd stream is broken: %v", d, err)
@@ -314,7 +314,7 @@ func (m *messages) message() ([]byte, error) {
 func (m *messages) copyTo(w io.Writer) error {
 	for {
 		b, err := m.message()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -39,7 +39,7 @@ func dial(t testing.TB, o Options, opts ...grpc.DialOption) *clients {
 		t.Fatal(err)
 	}
 	g := New(o).GRPC()
-	go g.Serve(l)
+	go func() { _ = g.Serve(l) }()
 	t.Cleanup(g.Stop)
 	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	conn, err := grpc.NewClient(l.Addr().String(), opts...)

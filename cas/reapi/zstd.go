@@ -1,6 +1,7 @@
 package reapi
 
 import (
+	"errors"
 	"io"
 	"sync"
 
@@ -93,7 +94,7 @@ func unfold(w io.Writer, r io.Reader, limit int64) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -24,7 +24,7 @@ func start(t *testing.T, l net.Listener, config *tls.Config) *Port {
 	one := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "one %s %v", r.Proto, r.TLS != nil)
 	})}
-	go one.Serve(p.HTTP1)
+	go func() { _ = one.Serve(p.HTTP1) }()
 	go func() {
 		for {
 			c, err := p.HTTP2.Accept()
