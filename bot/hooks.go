@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path"
 	"runtime"
@@ -165,7 +166,13 @@ func (b *Bot) lookSettings() {
 	if m, ok := b.cfg.Machine.(partitioned); ok {
 		m.SetFreePartition(s.FreePartition.Root, s.FreePartition.Bot)
 	}
+	if r, ok := b.cfg.Runner.(caching); ok {
+		r.SetCacheSize(int64(min(s.Caches.Isolated.Size, math.MaxInt64)))
+	}
 }
+
+// caching is a Runner with a cache of inputs.
+type caching interface{ SetCacheSize(bytes int64) }
 
 // partitioned is a Machine that checks its disks by rules.
 type partitioned interface {

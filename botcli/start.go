@@ -194,7 +194,7 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, set
 	}
 	auth := bot.NewAuth(hooks, credential.Token)
 	headers := auth.Headers
-	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, Log: log})
+	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, MinFree: machine.MinFree, Log: log})
 	// Not sooner: what a closed process starts cannot be given a user namespace,
 	// which the starter just tried; and even we may not write our own memory
 	// through /proc afterwards.
@@ -224,13 +224,22 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, set
 		StartAhead: os.Getenv(envStartAhead) != "0",
 		Restart:    func(reason string) error { return s.become(log, lock, code, s.exe, reason) },
 		Become:     func(exe, reason string) error { return s.become(log, lock, code, exe, reason) },
-		Clean:      func() []error { return bot.CleanDir(s.dir) },
+		Clean:      func() []error { return clean(s.dir, starter) },
 		Log:        log,
 	}
 	if s.mayReboot() {
 		cfg.Reboot = (&bot.Host{Output: output, Log: log}).Reboot
 	}
 	return bot.New(cfg), nil
+}
+
+// clean makes a bot's directory tidy, and its caches.
+func clean(dir string, starter *runner.Starter) []error {
+	errs := bot.CleanDir(dir)
+	if err := starter.Clean(context.Background()); err != nil {
+		errs = append(errs, err)
+	}
+	return errs
 }
 
 func (s *site) mayReboot() bool {

@@ -30,6 +30,9 @@ func RunIsolatedMain(args []string) int {
 	if slices.Contains(args, initFlag) {
 		return proc.InitMain()
 	}
+	if slices.Contains(args, cleanFlag) {
+		return cleanMain()
+	}
 	proc.KeepDescriptors()
 	proc.Undumpable()
 	term := catchSignals()

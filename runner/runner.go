@@ -42,6 +42,7 @@ type Config struct {
 	Environ []string // the bot's environment, of which the allow-list is taken; nil = os.Environ()
 	EnvPass []string // further names let through to tasks (task.env_pass); a trailing * matches any rest
 	Storage Storage
+	MinFree func() int64 // Storage.MinFree from the next runner on; nil = as it is there
 	Log     *slog.Logger
 }
 

@@ -283,7 +283,7 @@ func (s *Starter) setup(p *pair, ahead bool) *setup {
 	u := &setup{
 		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
 		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide, Ahead: ahead,
-		Storage: s.cfg.Storage,
+		Storage: s.storage(),
 	}
 	if path := newEnviron(s.cfg.Environ).get("LUCI_CONTEXT"); path != "" {
 		if b, err := os.ReadFile(path); err == nil && json.Valid(b) {

@@ -304,4 +304,3 @@ func TestKilledUnderAnOverlay(t *testing.T) {
 		t.Errorf("the next task reads %q, summary %+v", out, sum)
 	}
 }
-

@@ -30,6 +30,20 @@ func (p *Platform) SetFreePartition(root, bot hook.Partition) {
 	}
 }
 
+// MinFree returns the bytes that caches leave free on the partition of the
+// bot's directory, so that it is not quarantined; 0 = not known.
+// spec bot.md §4.1.
+func (p *Platform) MinFree() int64 {
+	s, err := statSpace(p.opt.Dir)
+	if err != nil {
+		return 0
+	}
+	p.mu.Lock()
+	r := p.rules.bot
+	p.mu.Unlock()
+	return int64(minimum(r, s.total) + uint64(r.Wiggle))
+}
+
 // minimum returns the bytes that must be free on a partition of total bytes.
 // spec bot.md §8.6.
 func minimum(r hook.Partition, total uint64) uint64 {
