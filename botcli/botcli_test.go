@@ -291,10 +291,16 @@ func TestLeftoversVanish(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Mkdir(filepath.Join(dir, "c/zz"), 0o755); err != nil { // nobody's
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "c/state.json"), []byte(fmt.Sprintf(`{"items":[["go",[["ab",1],%d]]],"version":3}`, time.Now().Unix())), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	os.Chmod(filepath.Join(dir, "w/ir"), 0o500)
 	startProcess(t, path, "start_bot")
 	s.next(t, "poll", nil)
-	for name, want := range map[string]bool{"w12": false, "w/ir/deep": false, "c/ab": true, "swarming.lck": true} {
+	for name, want := range map[string]bool{"w12": false, "w/ir/deep": false, "c/ab": true, "c/zz": false, "c/named/go": true, "swarming.lck": true} {
 		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: exists = %v, want %v", name, err == nil, want)
 		}
