@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -24,6 +25,7 @@ type Options struct {
 	Headers  func() map[string]string // such as authorization; asked for each call; nil = none
 	RootCAs  *x509.CertPool           // whom to trust; nil = the system's
 	Patience time.Duration            // how long a call is tried without any progress; 0 = 5 min
+	Refused  time.Duration            // the same for a storage that refuses connections and never answered; 0 = Patience
 	Parallel int                      // transfers under way at once; 0 = 4
 	Log      *slog.Logger             // nil = none
 }
@@ -38,6 +40,7 @@ type Client struct {
 	http     *http.Transport
 	slots    chan struct{} // one for each message of up to 4 MiB in memory
 	zstd     codec
+	answered atomic.Bool // once
 
 	caps   sync.Mutex
 	limits *Limits // nil until asked
@@ -52,6 +55,7 @@ func New(opt Options) (*Client, error) {
 	}
 	c.instance = cmp.Or(c.instance, strings.Trim(opt.Instance, "/"))
 	c.opt.Patience = cmp.Or(max(opt.Patience, 0), 5*time.Minute)
+	c.opt.Refused = cmp.Or(max(opt.Refused, 0), c.opt.Patience)
 	c.opt.Parallel = cmp.Or(max(opt.Parallel, 0), 4)
 	if c.opt.Log == nil {
 		c.opt.Log = slog.New(slog.DiscardHandler)

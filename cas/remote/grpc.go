@@ -96,6 +96,7 @@ func (c *Client) open(ctx context.Context, method string, body io.Reader, size i
 		s.close()
 		return nil, err
 	}
+	c.answered.Store(true)
 	switch {
 	case s.resp.ProtoMajor != 2:
 		err = permanentError{fmt.Errorf("%s does not speak HTTP/2", c.base)}

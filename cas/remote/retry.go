@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"errors"
+	"syscall"
 	"time"
 
 	"github.com/skepdev/skep/internal/backoff"
@@ -38,7 +39,11 @@ func (c *Client) retry(ctx context.Context, what string, do func(context.Context
 		if codeOf(err) == resourceExhausted {
 			full++
 		}
-		if ctx.Err() != nil || !transient(err) || full >= fullTries || time.Since(last) >= c.opt.Patience {
+		patience := c.opt.Patience
+		if errors.Is(err, syscall.ECONNREFUSED) && !c.answered.Load() {
+			patience = c.opt.Refused
+		}
+		if ctx.Err() != nil || !transient(err) || full >= fullTries || time.Since(last) >= patience {
 			return c.outward(ctx, what, err)
 		}
 		c.opt.Log.DebugContext(ctx, "storage call is repeated", "what", what, "err", err)
