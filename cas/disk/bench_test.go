@@ -48,11 +48,11 @@ func writeSync(b *testing.B, blobs []Blob) {
 	buf := make([]byte, 0, 1<<20)
 	for _, x := range blobs {
 		if buf = append(buf, x.Data...); len(buf) >= 1<<20 {
-			f.Write(buf)
+			_, _ = f.Write(buf)
 			buf = buf[:0]
 		}
 	}
-	f.Write(buf)
+	_, _ = f.Write(buf)
 	if err := f.Sync(); err != nil {
 		b.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func BenchmarkLarge(b *testing.B) {
 				b.Fatal(err)
 			}
 			for range size >> 20 {
-				f.Write(data)
+				_, _ = f.Write(data)
 			}
 			if err := f.Sync(); err != nil {
 				b.Fatal(err)

@@ -6,7 +6,7 @@
 // nothing is handed out that was not checked against a checksum since it was
 // read: what fails goes to the quarantine and is missing from then on. The
 // layout, and why a process may be killed at any byte, stands in
-// docs/adr/0014-content-on-disk.md.
+// docs/adr/0017-content-on-disk.md.
 //
 // Memory is about 75 bytes for a small blob and 115 for a large one: 10
 // million small blobs need about 0.75 GB.

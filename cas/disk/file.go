@@ -224,10 +224,11 @@ func (s *Store) rename(temp string, d cas.Digest) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, ok := s.index[d.Hash]; ok { // somebody else was first; the content is the same
+	if r, ok := s.find(d); ok { // somebody else was first; the content is the same
 		s.touch(r, true)
 		return nil
 	}
+	s.forgetOther(d)
 	s.addFile(fileEntry{hash: d.Hash, size: d.Size, used: s.now(), flags: flagPromised})
 	return nil
 }

@@ -95,6 +95,19 @@ func (s *Store) addFile(e fileEntry) {
 	s.bytes += fileLen(e.size)
 }
 
+// forgetOther drops what is in the index under the hash of d with another
+// size: a file that was cut short while the store was closed. The caller holds
+// mu and has just stored d.
+func (s *Store) forgetOther(d cas.Digest) {
+	if r, ok := s.index[d.Hash]; ok && s.size(r) != d.Size {
+		if r.pack == 0 {
+			s.dropFile(r.ord)
+		} else {
+			s.kill(d.Hash, r)
+		}
+	}
+}
+
 // dropFile takes a file out of the index. The caller holds mu and removes the
 // file itself.
 func (s *Store) dropFile(at uint32) {

@@ -40,7 +40,7 @@ func killOptions(dir string, now func() time.Time) Options {
 // compactions at once. It prints each blob that it was told to be durable.
 func child(dir string) error {
 	var mu sync.Mutex
-	var clock = newClock()
+	clock := newClock()
 	base, _ := strconv.ParseUint(os.Getenv(killEnv+"_SEED"), 10, 64)
 	clock.at.Add(int64(base) * 10_000)
 	s, err := Open(context.Background(), killOptions(dir, clock.Now))

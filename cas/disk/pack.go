@@ -24,7 +24,9 @@ type pack struct {
 	used   []uint32   // seconds since 1970; 0 = dead
 	flags  []uint8    //
 	dead   int64      // bytes of records that are dead
+	idxLen int64      // bytes of its index
 	useLen int64      // bytes of the file with last uses
+	owed   int64      // bytes by which these two will still grow
 	stale  bool       // used is newer than its file
 	hashes []cas.Hash // of the records, only while the pack grows
 	sealed bool       // it grows no more
@@ -39,6 +41,20 @@ func (p *pack) extent(ord uint32) (off, end uint32) {
 		return p.offs[ord], p.offs[ord+1]
 	}
 	return p.offs[ord], p.end
+}
+
+// What a record and a pack take beside the content, in the end.
+const (
+	recordExtra = recordLen + 36 + 8
+	packExtra   = packHeaderLen + 2*32
+)
+
+// owe counts what the files beside a pack will still need, so that they do not
+// break the limit when they are written. The caller holds mu.
+func (s *Store) owe(p *pack) {
+	was := p.owed
+	p.owed = max(0, int64(packExtra-packHeaderLen+(recordExtra-recordLen)*len(p.offs))-p.idxLen-p.useLen)
+	s.owed += p.owed - was
 }
 
 func (p *pack) live() int64 { return int64(p.end) - packHeaderLen - p.dead }
@@ -88,9 +104,20 @@ func (s *Store) places(p *pack) ([]place, error) {
 		}
 	}
 	if sealed {
-		s.writeLazily(p.name("idx"), encodeIndex(p.marker, end, out))
+		s.saveIndex(p, end, out)
 	}
 	return out, nil
+}
+
+// saveIndex writes the index of a pack, where it is missing or damaged.
+func (s *Store) saveIndex(p *pack, end uint32, places []place) {
+	n := s.writeLazily(p.name("idx"), encodeIndex(p.marker, end, places))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n > 0 {
+		p.size, s.bytes, p.idxLen = p.size+n-p.idxLen, s.bytes+n-p.idxLen, n
+		s.owe(p)
+	}
 }
 
 // readPack fills b from a pack at off. fs.ErrNotExist means that the pack was
@@ -191,6 +218,7 @@ func (s *Store) removePack(p *pack) {
 	delete(s.packs, p.id)
 	s.bytes -= p.size
 	s.dead -= p.dead
+	s.owed -= p.owed
 	s.mu.Unlock()
 	s.handles.drop(p.id)
 	for _, ending := range []string{"pack", "idx", "use"} {

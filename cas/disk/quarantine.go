@@ -61,7 +61,7 @@ func (p *pack) extentOf(s *Store, ord uint32) (off, end uint32) {
 
 // condemnFile looks at a large blob once more, as the file may be another one
 // by now, and takes it out of the store if it is damaged. nil means that the
-// file is good or gone; look again. It returns errors of ctx only.
+// file is good or gone; look again. An error says that this cannot be known now.
 func (s *Store) condemnFile(ctx context.Context, d cas.Digest, cause error) error {
 	lock := &s.names[d.Hash[0]]
 	lock.Lock()

@@ -212,12 +212,13 @@ func (r *reader) fill() error {
 			break
 		}
 		if damaged(err) {
-			if e := r.s.condemnFile(r.ctx, r.d, err); e != nil || again {
+			if err = r.s.condemnFile(r.ctx, r.d, err); err == nil {
 				err = missing(r.d)
-			} else if f, e := r.reopen(); e == nil { // the file at that name is good
-				_ = r.f.Close()
-				r.f = f
-				continue
+				if f, e := r.reopen(); e == nil && !again { // the file at that name is good
+					_ = r.f.Close()
+					r.f = f
+					continue
+				}
 			}
 		}
 		r.err = err

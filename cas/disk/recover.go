@@ -174,11 +174,13 @@ func (s *Store) recoverPack(ctx context.Context, id uint32, last bool) error {
 		p.size += p.useLen
 	}
 	if st, err := s.root.Lstat(p.name("idx")); err == nil {
-		p.size += st.Size()
+		p.idxLen = st.Size()
+		p.size += p.idxLen
 	}
 	p.size += int64(p.end)
 	s.packs[id] = p
 	s.bytes += p.size
+	s.owe(p)
 	for i, at := range got.places {
 		p.offs[i] = at.off
 		if grow {
@@ -214,8 +216,7 @@ func (s *Store) recoverPack(ctx context.Context, id uint32, last bool) error {
 		return nil
 	}
 	if !indexed {
-		n := s.writeLazily(p.name("idx"), encodeIndex(p.marker, p.end, got.places))
-		p.size, s.bytes = p.size+n, s.bytes+n
+		s.saveIndex(p, p.end, got.places)
 	}
 	return nil
 }

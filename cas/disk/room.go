@@ -52,7 +52,7 @@ func (s *Store) excess(need int64) int64 {
 
 // over is excess for a caller that holds mu and asked for the free space.
 func (s *Store) over(need, free int64) int64 {
-	over := s.bytes + s.reserved + need - s.o.MaxBytes
+	over := s.bytes + s.owed + s.reserved + need - s.o.MaxBytes
 	if free >= 0 {
 		over = max(over, s.o.MinFree+s.reserved+need-free)
 	}
@@ -146,7 +146,7 @@ func (s *Store) ahead() int64 { return s.o.MaxBytes / 50 }
 
 // grown wakes Run when there is little room left. The caller holds mu.
 func (s *Store) grown() {
-	if s.bytes+s.reserved > s.o.MaxBytes-s.ahead() {
+	if s.bytes+s.owed+s.reserved > s.o.MaxBytes-s.ahead() {
 		select {
 		case s.wake <- struct{}{}:
 		default:
@@ -160,6 +160,7 @@ func (s *Store) Run(ctx context.Context) error {
 	every := time.NewTicker(time.Minute)
 	defer every.Stop()
 	var scrub scrubber
+	minutes := 0
 	wake := s.wake
 	for {
 		var pause <-chan time.Time // after an eviction that could not do enough
@@ -181,7 +182,9 @@ func (s *Store) Run(ctx context.Context) error {
 			s.expireUploads()
 			s.saveUse()
 			s.round(ctx, s.compactWorst(ctx))
-			s.round(ctx, scrub.round(ctx, s))
+			if minutes++; minutes%10 == 0 {
+				s.round(ctx, scrub.round(ctx, s))
+			}
 		}
 	}
 }

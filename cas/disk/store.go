@@ -71,6 +71,7 @@ type Store struct {
 	spare    []uint32 // free places of files
 	gen      uint8    // marks of the last look at the pinned trees
 	bytes    int64    // of all files
+	owed     int64    // that indexes of packs will still need
 	reserved int64    // promised to writes under way
 	dead     int64    // bytes of packs that no live record uses
 	stats    struct{ evicted, evictedBytes, corrupt, pinned, fresh int64 }

@@ -235,7 +235,7 @@ func (up *Upload) Commit(ctx context.Context) error {
 		s.release(u.held) // writeSmall takes its own
 		u.held = 0
 		it := &item{digest: u.digest, data: u.data, sum: crc(u.data)}
-		if err := s.writeSmall(ctx, &commit{items: []*item{it}}, recordLen+u.digest.Size); err != nil {
+		if err := s.writeSmall(ctx, &commit{items: []*item{it}}, packExtra+recordExtra+u.digest.Size); err != nil {
 			return err
 		}
 		return it.err

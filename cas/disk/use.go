@@ -61,5 +61,6 @@ func (s *Store) saveUseOf(p *pack) {
 	}
 	if n > 0 {
 		p.size, s.bytes, p.useLen = p.size+n-p.useLen, s.bytes+n-p.useLen, n
+		s.owe(p)
 	}
 }

@@ -132,7 +132,7 @@ func (w *writer) round(s *Store) bool {
 		w.rollback(s, err)
 		for _, c := range commits {
 			for _, it := range c.items {
-				if it.err == errPending {
+				if errors.Is(it.err, errPending) {
 					it.err = err
 				}
 			}
@@ -203,7 +203,7 @@ func (w *writer) isTwin(s *Store, it *item) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, ok := s.index[it.digest.Hash]; ok {
+	if r, ok := s.find(it.digest); ok {
 		s.touch(r, true)
 		it.err = nil
 		return true
@@ -288,6 +288,7 @@ func (s *Store) publish(p *pack, records []placed) {
 		at := ref{p.id, uint32(len(p.offs))}
 		p.offs, p.hashes, p.end = append(p.offs, r.off), append(p.hashes, r.it.digest.Hash), r.off+uint32(n)
 		p.size, s.bytes = p.size+n, s.bytes+n
+		s.forgetOther(r.it.digest)
 		old, ok := s.index[r.it.digest.Hash]
 		used, flags := now, uint8(flagPromised)
 		switch {
@@ -309,6 +310,7 @@ func (s *Store) publish(p *pack, records []placed) {
 		}
 		r.it.err = nil
 	}
+	s.owe(p)
 }
 
 // begin makes the next pack.
@@ -334,6 +336,7 @@ func (w *writer) begin(s *Store) error {
 	s.mu.Lock()
 	s.packs[p.id] = p
 	s.bytes += p.size
+	s.owe(p)
 	s.mu.Unlock()
 	return nil
 }
@@ -352,10 +355,9 @@ func (w *writer) seal(s *Store) error {
 // finish writes the index of a pack that grows no more.
 func (s *Store) finish(p *pack) {
 	places, _ := s.places(p) // in memory
-	n := s.writeLazily(p.name("idx"), encodeIndex(p.marker, p.end, places))
+	s.saveIndex(p, p.end, places)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.size, s.bytes = p.size+n, s.bytes+n
 	p.sealed, p.hashes = true, nil
 	p.offs, p.used, p.flags = append([]uint32(nil), p.offs...), append([]uint32(nil), p.used...), append([]uint8(nil), p.flags...)
 }
@@ -403,7 +405,7 @@ func (s *Store) PutBatch(ctx context.Context, blobs []Blob) []error {
 		small  commit
 		places []int // of small.items in blobs
 		large  []int
-		need   int64
+		need   = int64(packExtra)
 	)
 	s.mu.Lock()
 	for i, b := range blobs {
@@ -420,7 +422,7 @@ func (s *Store) PutBatch(ctx context.Context, blobs []Blob) []error {
 		}
 		small.items = append(small.items, &item{digest: b.Digest, data: b.Data, sum: sums[i]})
 		places = append(places, i)
-		need += recordLen + b.Digest.Size
+		need += recordExtra + b.Digest.Size
 	}
 	s.mu.Unlock()
 	var wg sync.WaitGroup
