@@ -37,10 +37,22 @@ func (s *Service) Read(req *bspb.ReadRequest, out bspb.ByteStream_ReadServer) er
 	case r.Zstd && req.ReadLimit != 0:
 		return s.status(ctx, skep.Invalidf("read_limit", "must be 0 for a compressed blob"), "")
 	}
-	return s.status(ctx, s.read(ctx, r, req.ReadOffset, req.ReadLimit, out), d.String())
+	err = guarded(func(t *ticks) error { return s.read(ctx, r, req.ReadOffset, req.ReadLimit, &sender{out, t}) })
+	return s.status(ctx, err, d.String())
 }
 
-func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out bspb.ByteStream_ReadServer) error {
+// sender sends the messages of a Read.
+type sender struct {
+	out bspb.ByteStream_ReadServer
+	t   *ticks
+}
+
+func (s *sender) send(data []byte) error {
+	s.t.Add(1)
+	return s.out.Send(&bspb.ReadResponse{Data: data}) // it has copied data when it returns
+}
+
+func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out *sender) error {
 	var src io.Reader
 	want := r.Digest.Size - offset
 	if r.Digest != cas.Empty {
@@ -62,10 +74,10 @@ func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out
 	if !r.Zstd {
 		return send(out, src, want, buf[:])
 	}
-	if err := s.memory.Acquire(ctx, encoderMemory); err != nil {
+	if err := s.coders.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.memory.Release(encoderMemory)
+	defer s.coders.Release(1)
 	w := &chunkWriter{out: out}
 	enc := encoders.Get().(*zstd.Encoder)
 	defer func() {
@@ -85,15 +97,13 @@ func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out
 }
 
 // send sends n bytes of src.
-func send(out bspb.ByteStream_ReadServer, src io.Reader, n int64, buf []byte) error {
-	msg := &bspb.ReadResponse{}
+func send(out *sender, src io.Reader, n int64, buf []byte) error {
 	for n > 0 {
 		k, err := io.ReadFull(src, buf[:min(n, int64(len(buf)))])
 		if err != nil {
 			return short(err, n-int64(k))
 		}
-		msg.Data = buf[:k]
-		if err := out.Send(msg); err != nil { // it has copied msg when it returns
+		if err := out.send(buf[:k]); err != nil {
 			return err
 		}
 		n -= int64(k)
@@ -125,7 +135,7 @@ func short(err error, left int64) error {
 
 // chunkWriter sends what is written to it in messages of chunk bytes.
 type chunkWriter struct {
-	out bspb.ByteStream_ReadServer
+	out *sender
 	buf []byte
 }
 
@@ -141,7 +151,7 @@ func (w *chunkWriter) flush() error {
 	if len(w.buf) == 0 {
 		return nil
 	}
-	err := w.out.Send(&bspb.ReadResponse{Data: w.buf})
+	err := w.out.send(w.buf)
 	w.buf = w.buf[:0]
 	return err
 }
@@ -166,15 +176,19 @@ func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 	if err != nil {
 		return s.status(ctx, err, "")
 	}
-	size, err := s.write(ctx, r, first, in)
+	var size int64
+	err = guarded(func(t *ticks) (err error) {
+		size, err = s.write(ctx, r, &messages{in: in, t: t, next: first, name: first.ResourceName, digest: r.Digest})
+		return err
+	})
 	if err != nil {
 		return s.status(ctx, err, r.Digest.String())
 	}
 	return in.SendAndClose(&bspb.WriteResponse{CommittedSize: size})
 }
 
-func (s *Service) write(ctx context.Context, r Resource, first *bspb.WriteRequest, in bspb.ByteStream_WriteServer) (int64, error) {
-	d := r.Digest
+func (s *Service) write(ctx context.Context, r Resource, msgs *messages) (int64, error) {
+	d, first := r.Digest, msgs.next
 	if first.WriteOffset < 0 {
 		return 0, skep.Invalidf("write_offset", "is negative")
 	}
@@ -196,13 +210,12 @@ func (s *Service) write(ctx context.Context, r Resource, first *bspb.WriteReques
 	if first.WriteOffset > up.Offset() {
 		return 0, status.Errorf(codes.OutOfRange, "blob %s: write_offset is %d, but %d bytes are here; go on from there", d, first.WriteOffset, up.Offset())
 	}
-	msgs := &messages{in: in, next: first, name: first.ResourceName, digest: d}
 	sink := &overlap{up: up, drop: up.Offset() - first.WriteOffset}
 	if r.Zstd {
-		if err := s.memory.Acquire(ctx, maxWindow); err != nil {
+		if err := s.coders.Acquire(ctx, 1); err != nil {
 			return 0, err
 		}
-		defer s.memory.Release(maxWindow)
+		defer s.coders.Release(1)
 		msgs.free = true
 		if err := unfold(sink, msgs, d.Size-first.WriteOffset); err != nil {
 			return 0, badStream(err, d)
@@ -270,6 +283,7 @@ func (o *overlap) Write(p []byte) (int, error) {
 // messages reads the data of a Write.
 type messages struct {
 	in     bspb.ByteStream_WriteServer
+	t      *ticks
 	next   *bspb.WriteRequest // to be read
 	rest   []byte
 	name   string
@@ -284,6 +298,7 @@ func (m *messages) message() ([]byte, error) {
 	if m.ended {
 		return nil, io.EOF
 	}
+	m.t.Add(1)
 	req := m.next
 	if m.next = nil; req == nil {
 		var err error

@@ -16,6 +16,7 @@ type memory struct {
 	blobs   map[cas.Digest][]byte
 	uploads map[string]*bytes.Buffer
 	fail    error
+	reading sync.WaitGroup // readers that are open
 }
 
 func newMemory(blobs ...[]byte) *memory {
@@ -70,8 +71,16 @@ func (m *memory) Open(ctx context.Context, d cas.Digest, offset int64) (io.ReadC
 	if err != nil {
 		return nil, err
 	}
-	return io.NopCloser(bytes.NewReader(b[offset:])), nil
+	m.reading.Add(1)
+	return &memoryReader{bytes.NewReader(b[offset:]), m}, nil
 }
+
+type memoryReader struct {
+	*bytes.Reader
+	m *memory
+}
+
+func (r *memoryReader) Close() error { r.m.reading.Done(); return nil }
 
 func (m *memory) Upload(_ context.Context, d cas.Digest, id string) (Upload, error) {
 	m.mu.Lock()

@@ -36,15 +36,16 @@ type Service struct {
 	store  Store
 	log    *slog.Logger
 	admit  func(ctx context.Context, authority, authorization string) error
-	memory *semaphore.Weighted // bytes that calls may hold besides their messages
+	memory *semaphore.Weighted // bytes that batches may hold besides their messages
+	coders *semaphore.Weighted // zstd streams
 	calls  atomic.Int64
 }
 
 const (
-	maxMemory     = 512 << 20 // bytes that all calls together may hold besides their messages
-	encoderMemory = 8 << 20   // about what a zstd encoder takes
-	maxCalls      = 1024      // at once, all connections together
-	maxStreams    = 128       // at once in one connection
+	maxMemory  = 256 << 20 // bytes that all batches together may hold besides their messages
+	maxCoders  = 32        // zstd streams at once; each may take a little more than maxWindow, and most take a tenth
+	maxCalls   = 1024      // at once, all connections together
+	maxStreams = 128       // at once in one connection
 )
 
 // New returns a service.
@@ -55,7 +56,7 @@ func New(o Options) *Service {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{store: o.Store, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory)}
+	return &Service{store: o.Store, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory), coders: semaphore.NewWeighted(maxCoders)}
 }
 
 // GRPC returns a gRPC server with the three services, ready to Serve.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/go-cmp/cmp"
@@ -561,3 +562,43 @@ func (b bearerToken) GetRequestMetadata(context.Context, ...string) (map[string]
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 func (bearerToken) RequireTransportSecurity() bool { return false }
+
+func TestStalledStreamEnds(t *testing.T) {
+	old := stallTime
+	stallTime = 50 * time.Millisecond
+	t.Cleanup(func() { stallTime = old })
+	blob := pattern(64 << 20)
+	m := newMemory(blob)
+	c := dial(t, Options{Store: m})
+	t.Run("write", func(t *testing.T) {
+		s, err := c.bytes.Write(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(&bspb.WriteRequest{ResourceName: "uploads/u/compressed-blobs/zstd/" + cas.Digest{Hash: cas.Sum(blob).Hash, Size: 1}.String(), Data: pack(t, []byte("x"))[:5]}); err != nil {
+			t.Fatal(err)
+		}
+		var resp bspb.WriteResponse
+		if err := s.RecvMsg(&resp); status.Code(err) != codes.Aborted {
+			t.Errorf("got %v, want ABORTED", err)
+		}
+	})
+	t.Run("read", func(t *testing.T) {
+		s, err := c.bytes.Read(t.Context(), &bspb.ReadRequest{ResourceName: "blobs/" + cas.Sum(blob).String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		m.reading.Wait() // until the server has given up: nobody reads
+		for {
+			if _, err = s.Recv(); err != nil {
+				break
+			}
+		}
+		if status.Code(err) != codes.Aborted {
+			t.Errorf("got %v, want ABORTED", err)
+		}
+	})
+}
