@@ -7,6 +7,7 @@ import (
 
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/klauspost/compress/zstd"
@@ -47,9 +48,11 @@ type sender struct {
 	t   *ticks
 }
 
-func (s *sender) send(data []byte) error {
+// send sends data, which it frees.
+func (s *sender) send(data mem.Buffer) error {
+	defer data.Free()
 	s.t.Add(1)
-	return s.out.Send(&bspb.ReadResponse{Data: data}) // it has copied data when it returns
+	return s.out.SendMsg(&readChunk{data})
 }
 
 func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out *sender) error {
@@ -69,10 +72,8 @@ func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out
 	if want == 0 && !r.Zstd {
 		return nil
 	}
-	buf := chunks.Get().(*[chunk]byte)
-	defer chunks.Put(buf)
 	if !r.Zstd {
-		return send(out, src, want, buf[:])
+		return send(out, src, want)
 	}
 	if err := s.coders.Acquire(ctx, 1); err != nil {
 		return err
@@ -86,6 +87,8 @@ func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out
 	}()
 	enc.Reset(w)
 	if src != nil {
+		buf := chunks.Get().(*[chunk]byte)
+		defer chunks.Put(buf)
 		if err := copyN(enc, src, want, buf[:]); err != nil {
 			return err
 		}
@@ -97,13 +100,15 @@ func (s *Service) read(ctx context.Context, r Resource, offset, limit int64, out
 }
 
 // send sends n bytes of src.
-func send(out *sender, src io.Reader, n int64, buf []byte) error {
+func send(out *sender, src io.Reader, n int64) error {
 	for n > 0 {
-		k, err := io.ReadFull(src, buf[:min(n, int64(len(buf)))])
+		b := chunkPool{}.Get(int(min(n, chunk)))
+		k, err := io.ReadFull(src, *b)
 		if err != nil {
+			chunkPool{}.Put(b)
 			return short(err, n-int64(k))
 		}
-		if err := out.send(buf[:k]); err != nil {
+		if err := out.send(mem.NewBuffer(b, chunkPool{})); err != nil {
 			return err
 		}
 		n -= int64(k)
@@ -151,7 +156,7 @@ func (w *chunkWriter) flush() error {
 	if len(w.buf) == 0 {
 		return nil
 	}
-	err := w.out.send(w.buf)
+	err := w.out.send(mem.Copy(w.buf, mem.DefaultBufferPool()))
 	w.buf = w.buf[:0]
 	return err
 }
@@ -165,20 +170,22 @@ func (w *chunkWriter) flush() error {
 // is -1, as REAPI says: the client then knows that it need not go on.
 func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 	ctx := in.Context()
-	first, err := in.Recv()
+	msg := &writeChunk{}
+	err := in.RecvMsg(msg)
 	if errors.Is(err, io.EOF) {
 		return s.status(ctx, skep.Invalidf("resource_name", "is required: the stream ended before its first message"), "")
 	}
 	if err != nil {
 		return s.status(ctx, err, "")
 	}
-	r, err := ParseWrite(first.ResourceName)
+	r, err := ParseWrite(msg.ResourceName)
 	if err != nil {
 		return s.status(ctx, err, "")
 	}
 	var size int64
 	err = guarded(func(t *ticks) (err error) {
-		size, err = s.write(ctx, r, &messages{in: in, t: t, next: first, name: first.ResourceName, digest: r.Digest})
+		defer msg.free()
+		size, err = s.write(ctx, r, &messages{in: in, t: t, msg: msg, fresh: true, name: msg.ResourceName, digest: r.Digest})
 		return err
 	})
 	if err != nil {
@@ -188,7 +195,7 @@ func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 }
 
 func (s *Service) write(ctx context.Context, r Resource, msgs *messages) (int64, error) {
-	d, first := r.Digest, msgs.next
+	d, first := r.Digest, &msgs.msg.WriteRequest
 	if first.WriteOffset < 0 {
 		return 0, skep.Invalidf("write_offset", "is negative")
 	}
@@ -207,17 +214,18 @@ func (s *Service) write(ctx context.Context, r Resource, msgs *messages) (int64,
 		return 0, err
 	}
 	defer up.Close()
-	if first.WriteOffset > up.Offset() {
-		return 0, status.Errorf(codes.OutOfRange, "blob %s: write_offset is %d, but %d bytes are here; go on from there", d, first.WriteOffset, up.Offset())
+	begin := first.WriteOffset // first changes with the next message
+	if begin > up.Offset() {
+		return 0, status.Errorf(codes.OutOfRange, "blob %s: write_offset is %d, but %d bytes are here; go on from there", d, begin, up.Offset())
 	}
-	sink := &overlap{up: up, drop: up.Offset() - first.WriteOffset}
+	sink := &overlap{up: up, drop: up.Offset() - begin}
 	if r.Zstd {
 		if err := s.coders.Acquire(ctx, 1); err != nil {
 			return 0, err
 		}
 		defer s.coders.Release(1)
 		msgs.free = true
-		if err := unfold(sink, msgs, d.Size-first.WriteOffset); err != nil {
+		if err := unfold(sink, msgs, d.Size-begin); err != nil {
 			return 0, badStream(err, d)
 		}
 		// What the decoder did not ask for must be nothing.
@@ -225,7 +233,7 @@ func (s *Service) write(ctx context.Context, r Resource, msgs *messages) (int64,
 			return 0, badStream(err, d)
 		}
 	} else {
-		msgs.offset = first.WriteOffset
+		msgs.offset = begin
 		if err := msgs.copyTo(sink); err != nil {
 			return 0, err
 		}
@@ -284,7 +292,8 @@ func (o *overlap) Write(p []byte) (int, error) {
 type messages struct {
 	in     bspb.ByteStream_WriteServer
 	t      *ticks
-	next   *bspb.WriteRequest // to be read
+	msg    *writeChunk // the last one; its bytes are good until the next comes
+	fresh  bool        // it is still to be read
 	rest   []byte
 	name   string
 	digest cas.Digest
@@ -299,13 +308,13 @@ func (m *messages) message() ([]byte, error) {
 		return nil, io.EOF
 	}
 	m.t.Add(1)
-	req := m.next
-	if m.next = nil; req == nil {
-		var err error
-		if req, err = m.in.Recv(); err != nil {
+	if !m.fresh {
+		if err := m.in.RecvMsg(m.msg); err != nil {
 			return nil, err // io.EOF: the client closed its side
 		}
 	}
+	m.fresh = false
+	req := &m.msg.WriteRequest
 	if req.ResourceName != "" && req.ResourceName != m.name {
 		return nil, skep.Invalidf("resource_name", "changes within a stream")
 	}

@@ -10,6 +10,7 @@ import (
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -53,20 +54,30 @@ type stream struct {
 	sent int
 }
 
-func (s *stream) Context() context.Context { return s.ctx }
-func (s *stream) Recv() (*bspb.WriteRequest, error) {
+func (s *stream) Context() context.Context          { return s.ctx }
+func (s *stream) Recv() (*bspb.WriteRequest, error) { panic("not called") }
+func (s *stream) RecvMsg(v any) error {
 	if len(s.reqs) == 0 {
-		return nil, io.EOF
+		return io.EOF
 	}
-	r := s.reqs[0]
+	b, err := proto.Marshal(s.reqs[0])
+	if err != nil {
+		return err
+	}
 	s.reqs = s.reqs[1:]
-	return r, nil
+	return newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, v)
 }
 func (s *stream) SendAndClose(*bspb.WriteResponse) error { s.sent++; return nil }
 
 type readStream struct{ stream }
 
-func (s *readStream) Send(*bspb.ReadResponse) error { s.sent++; return nil }
+func (s *readStream) Send(*bspb.ReadResponse) error { panic("not called") }
+func (s *readStream) SendMsg(v any) error {
+	b, err := newCodec().Marshal(v)
+	b.Free()
+	s.sent++
+	return err
+}
 
 type treeStream struct{ stream }
 

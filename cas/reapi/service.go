@@ -62,6 +62,7 @@ func New(o Options) *Service {
 // GRPC returns a gRPC server with the three services, ready to Serve.
 func (s *Service) GRPC() *grpc.Server {
 	g := grpc.NewServer(
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		// Windows so large that a stream is never waiting for permission to send
