@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/skepdev/skep"
@@ -91,6 +92,7 @@ func (r *isolatedRun) fetchInputs() error {
 		return err
 	}
 	r.dirs.scratch = how.Scratch
+	defer allProcessors()()
 	ctx, done := r.untilStopped()
 	defer done()
 	in, err := r.cas.Materialise(ctx, from, root, r.dirs.run, how)
@@ -123,6 +125,13 @@ func (r *isolatedRun) fetchInputs() error {
 		ItemsCold: cas.PackSizes(in.Cold), ItemsHot: cas.PackSizes(in.Hot),
 	}
 	return nil
+}
+
+// allProcessors lets a transfer have them all: this process otherwise makes do
+// with one, which starts faster.
+func allProcessors() (restore func()) {
+	before := runtime.GOMAXPROCS(runtime.NumCPU())
+	return func() { runtime.GOMAXPROCS(before) }
 }
 
 // maxMissing bounds the missing blobs that a result names.

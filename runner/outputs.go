@@ -44,6 +44,7 @@ func (r *isolatedRun) sendOutputs() error {
 		r.log.Warn("outputs are dropped: the manifest names no storage", "task", j.TaskID)
 		return nil
 	}
+	defer allProcessors()()
 	began := time.Now()
 	o := &outputs{run: r, dirs: map[string]*outDir{}}
 	out, err := os.OpenRoot(r.dirs.out)
