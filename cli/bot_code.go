@@ -23,7 +23,11 @@ var botPlatforms = []rollout.Platform{
 // code.Config's.
 func (s *service) openCode(ctx context.Context, dir, reboot string) error {
 	var err error
-	if s.code, err = rollout.New(ctx, rollout.Options{Store: s.store, URLs: s.door.urls, Wake: s.sched.Wake, Log: s.log}); err != nil {
+	o := rollout.Options{Store: s.store, URLs: s.door.urls, Wake: s.sched.Wake, Log: s.log}
+	if s.config != nil {
+		o.Settings = s.config.rollout
+	}
+	if s.code, err = rollout.New(ctx, o); err != nil {
 		return err
 	}
 	if dir, err = botDirectory(dir); err != nil {

@@ -110,7 +110,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
-		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newBenchCommand(env)},
+		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env)},
 	} {
 		for _, cmd := range cmds {

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -22,6 +24,7 @@ type door struct {
 	hosts     []string // names for a certificate of our own
 	source    servercert.Source
 	authority *servercert.Authority
+	clients   *x509.CertPool // authorities of client certificates; nil = none are asked for
 }
 
 // door decides from the flags and the address the listener got.
@@ -48,7 +51,25 @@ func (s *serverFlags) door(addr *net.TCPAddr, stateDir string) (*door, error) {
 			d.source = d.authority.Source(d.hosts)
 		}
 	}
+	if err == nil && s.tlsClientCA != "" {
+		d.clients, err = clientAuthorities(s.tlsClientCA, secure)
+	}
 	return d, err
+}
+
+func clientAuthorities(file string, secure bool) (*x509.CertPool, error) {
+	if !secure {
+		return nil, errors.New("--tls-client-ca needs TLS here: --tls-cert and --tls-key, or --tls-self-signed")
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-client-ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--tls-client-ca: %s holds no certificate in PEM form", file)
+	}
+	return pool, nil
 }
 
 // addresses fills in the URLs of the server: those of the flags, or the one
@@ -91,5 +112,14 @@ func (d *door) split(l net.Listener) *oneport.Port {
 	if d.source == nil {
 		return oneport.New(l, nil)
 	}
-	return oneport.New(l, &tls.Config{GetCertificate: d.source, MinVersion: tls.VersionTLS12})
+	c := &tls.Config{GetCertificate: d.source, MinVersion: tls.VersionTLS12}
+	d.askClients(c)
+	return oneport.New(l, c)
+}
+
+// askClients lets clients show a certificate. One that is shown must be good.
+func (d *door) askClients(c *tls.Config) {
+	if d.clients != nil {
+		c.ClientAuth, c.ClientCAs = tls.VerifyClientCertIfGiven, d.clients
+	}
 }

@@ -20,6 +20,7 @@ type serverFlags struct {
 	listen, config, botDir string
 	urls                   []string
 	tlsCert, tlsKey        string
+	tlsClientCA            string
 	selfSigned             bool
 	behindProxy            bool
 	level                  slog.Level
@@ -33,6 +34,7 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&s.urls, "url", nil, "public `URL` of the server; repeatable, the first is the bots' (default: the listen address)")
 	f.StringVar(&s.tlsCert, "tls-cert", "", "`FILE` with the certificate chain, read again when it changes")
 	f.StringVar(&s.tlsKey, "tls-key", "", "`FILE` with its key")
+	f.StringVar(&s.tlsClientCA, "tls-client-ca", "", "`FILE` with the authorities of client certificates, which bots.cfg can ask for")
 	f.BoolVar(&s.selfSigned, "tls-self-signed", false, "make a certificate, signed by an authority in the state directory")
 	s.cas.register(f)
 	f.StringVar(&s.botDir, "bot-dir", "", "`DIR` with skep-bot executables (default: where skep lies)")

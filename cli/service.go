@@ -31,6 +31,7 @@ type service struct {
 	code     *rollout.Keeper
 	server   *server.Server
 	storage  storage
+	config   *fleetConfig // nil = no configuration directory
 
 	listener net.Listener
 	admin    net.Listener // nil where it cannot be
@@ -40,9 +41,6 @@ type service struct {
 // cheap to say so. Nothing is served before run. reboot is what the bots that it
 // hands out are told of rebooting their host.
 func openService(ctx context.Context, env *Env, flags *serverFlags, reboot string) (_ *service, err error) {
-	if flags.config != "" {
-		return nil, errors.New("--config: this version has no configuration files yet; without them every pool exists")
-	}
 	s := &service{log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: flags.level}))}
 	defer func() {
 		if err != nil {
@@ -71,7 +69,14 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if err := s.checkTokens(ctx); err != nil {
 		return nil, err
 	}
-	s.sched = scheduler.New(s.store, scheduler.Options{Log: s.log, Version: version()})
+	if s.config, err = openConfig(flags.config, s.stateDir, s.door.urls, s.log); err != nil {
+		return nil, err
+	}
+	so := scheduler.Options{Log: s.log, Version: version()}
+	if s.config != nil {
+		so.BotDeath = func() time.Duration { return s.config.store.Snapshot().Settings().BotDeath }
+	}
+	s.sched = scheduler.New(s.store, so)
 	if err := s.sched.Load(ctx); err != nil {
 		return nil, fmt.Errorf("read the state: %w", err)
 	}
@@ -81,12 +86,15 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if err := s.openStorage(ctx, &flags.cas); err != nil {
 		return nil, err
 	}
-	s.server, err = server.New(ctx, server.Options{
+	o := server.Options{
 		Store: s.store, Scheduler: s.sched, Log: s.log, Version: version(),
-		URLs: s.door.urls, Open: s.door.open, Code: s.code,
+		URLs: s.door.urls, Open: s.door.open, BehindProxy: flags.behindProxy, Code: s.code,
 		CASInstance: s.storage.instance, CAS: s.storage.url, Blobs: s.storage.blobs(),
-	})
-	if err != nil {
+	}
+	if s.config != nil {
+		o.Rules, o.Script = s.config.current, s.config.script
+	}
+	if s.server, err = server.New(ctx, o); err != nil {
 		return nil, err
 	}
 	s.serveStorage()
@@ -152,6 +160,9 @@ func (s *service) run(ctx context.Context) error {
 	admin := s.httpServer(adminHandler(direct{s.store, s.stateDir}))
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return s.code.Run(failed) })
+	if s.config != nil {
+		g.Go(func() error { return s.config.run(failed, s.sched.EndWaits) })
+	}
 	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
 	port := s.door.split(s.listener)
 	rpc := s.storage.rpc.GRPC()

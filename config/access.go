@@ -80,8 +80,8 @@ func covers(pattern, identity string) bool {
 func identityFault(s string) string {
 	kind, name, ok := strings.Cut(s, ":")
 	switch {
-	case !ok || kind != "user" && kind != "bot" && kind != "anonymous":
-		return fmt.Sprintf("%q is not user:NAME, bot:NAME or anonymous:*", clip(s))
+	case !ok || kind != "user" && kind != "bot":
+		return fmt.Sprintf("%q is not user:NAME or bot:NAME", clip(s))
 	case name == "":
 		return fmt.Sprintf("%q has no name; %s:* is every one", clip(s), kind)
 	case strings.Contains(strings.TrimSuffix(name, "*"), "*"):
@@ -127,8 +127,9 @@ func (d *document) grants(path string, list []*configpb.Grant, groups map[string
 
 // faultOther is faultf for a rule that another file takes part in.
 func (d *document) faultOther(other, path, format string, args ...any) {
-	d.faultf(path, format, args...)
-	if n := len(d.faults); n > 0 && other != d.file {
-		d.faults[n-1].Other = []string{other}
+	if other == d.file {
+		d.faultf(path, format, args...)
+		return
 	}
+	d.faultWith(path, []string{other}, format, args...)
 }

@@ -46,11 +46,11 @@ var rules = map[string]rule{
 
 	"Group.name":                      {required: true},
 	"Group.member":                    {items: 10000},
-	"Rollout.canary_percent":          {min: 0, max: 100, def: 5},
+	"Rollout.canary_percent":          {min: 0, max: 100, def: 10},
 	"Rollout.probation_secs":          {min: 10, max: 3600, def: 60},
 	"Rollout.max_crashes":             {min: 1, max: 1000, def: 3},
 	"Rollout.max_crash_percent":       {min: 1, max: 100, def: 5},
-	"Rollout.soak_secs":               {min: 0, max: 604800, def: 300},
+	"Rollout.soak_secs":               {min: 0, max: 604800, def: 60},
 	"BotDeployment.stable":            {refused: noCIPDBot},
 	"BotDeployment.canary":            {refused: noCIPDBot},
 	"BotDeployment.canary_percent":    {min: 0, max: 100},
@@ -132,15 +132,19 @@ type document struct {
 	file   string
 	lines  lines
 	faults Faults
+	bad    map[string]bool // paths of values that could not be read: nothing more is said of them
 }
 
 // faultf notes a fault at a path; a field that is not there has the line of
 // the message that lacks it.
-func (d *document) faultf(path, format string, args ...any) {
-	if len(d.faults) > maxFaults {
+func (d *document) faultf(path, format string, args ...any) { d.faultWith(path, nil, format, args...) }
+
+// faultWith is faultf for a rule that other files take part in.
+func (d *document) faultWith(path string, other []string, format string, args ...any) {
+	if len(d.faults) > maxFaults || d.bad[path] {
 		return
 	}
-	d.faults = append(d.faults, Fault{File: d.file, Line: d.line(path), Field: path, Text: fmt.Sprintf(format, args...)})
+	d.faults = append(d.faults, Fault{Other: other, File: d.file, Line: d.line(path), Field: path, Text: fmt.Sprintf(format, args...)})
 }
 
 func (d *document) line(path string) int {

@@ -73,6 +73,10 @@ func New(files Files) (*Snapshot, error) {
 		d := &document{file: name, lines: lines{}}
 		if ok {
 			d.lines, d.faults = read(name, src, m)
+			d.bad = map[string]bool{}
+			for _, f := range d.faults {
+				d.bad[f.Field] = f.Field != ""
+			}
 			s.messages[name] = m
 		}
 		return d
@@ -255,3 +259,6 @@ func (s *Snapshot) InRealm(realm, identity, permission string) Rights {
 	gs, ok := s.realms[realm]
 	return verdict(ok, gs.allow(identity, permission))
 }
+
+// Files returns the files that this is made of. The map is the caller's.
+func (s *Snapshot) Files() Files { return maps.Clone(s.files) }

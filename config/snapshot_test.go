@@ -138,7 +138,7 @@ func TestFaults(t *testing.T) {
 			"pools.cfg:10: pool[0].informational_dimension_re[0]: \"(\" is no regular expression: error parsing regexp: missing closing ): `^(?:()$`",
 		}},
 		{"grants", pools(`grant { to: "ann" role: ROLE_READER }`, `grant { to: "user:*x" role: ROLE_READER }`, `grant { to: "group:g" role: ROLE_READER }`, `grant { to: "user:" }`), []string{
-			`pools.cfg:2: pool[0].grant[0].to[0]: "ann" is not user:NAME, bot:NAME or anonymous:*, or group:NAME`,
+			`pools.cfg:2: pool[0].grant[0].to[0]: "ann" is not user:NAME or bot:NAME, or group:NAME`,
 			`pools.cfg:3: pool[0].grant[1].to[0]: "user:*x" has a * that is not its end, or group:NAME`,
 			`pools.cfg:4: pool[0].grant[2].to[0]: settings.cfg has no group "g"`,
 			`pools.cfg:5: pool[0].grant[3].to[0]: "user:" has no name; user:* is every one, or group:NAME`,
@@ -164,7 +164,7 @@ ui_client_id: ""`}, []string{
 			"settings.cfg:7: bot_deployment.stable: is not supported: skep serves its own bot; take it out",
 			"settings.cfg:7: bot_deployment.canary_percent: excludes rollout.canary_percent, which is given too",
 			`settings.cfg:9: group[0].name: "a b" does not match ^[a-zA-Z0-9_-]{1,100}$`,
-			`settings.cfg:9: group[0].member[0]: "x" is not user:NAME, bot:NAME or anonymous:*`,
+			`settings.cfg:9: group[0].member[0]: "x" is not user:NAME or bot:NAME`,
 			"settings.cfg:10: reusable_task_age_secs: is -1, want 0 to 31536000",
 		}},
 		{"a text that is too long", Files{"settings.cfg": `display_server_url_template: "https://x/%s` + strings.Repeat("x", maxText) + `"`}, []string{"settings.cfg:1: display_server_url_template: has 4108 bytes, at most 4096 are allowed"}},
@@ -191,7 +191,7 @@ func TestDefaults(t *testing.T) {
 	want := Settings{
 		ReusableTaskAge: 7 * 24 * time.Hour, BotDeath: 10 * time.Minute, MaxBotSleep: time.Minute, RemoveDeadBots: 28 * 24 * time.Hour,
 		ForeignBots: ForeignBots{Policy: ForeignAllow},
-		Rollout:     Rollout{CanaryPercent: 5, Probation: time.Minute, MaxCrashes: 3, MaxCrashPercent: 5, Soak: 5 * time.Minute},
+		Rollout:     Rollout{CanaryPercent: 10, Probation: time.Minute, MaxCrashes: 3, MaxCrashPercent: 5, Soak: time.Minute},
 	}
 	if diff := cmp.Diff(want, Empty().Settings()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

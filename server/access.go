@@ -1,11 +1,6 @@
 package server
 
-import (
-	"context"
-	"slices"
-
-	"github.com/skepdev/skep"
-)
+import "slices"
 
 // permission names something that a caller may be allowed to do.
 // spec scheduler.md §12.1.
@@ -23,6 +18,7 @@ const (
 	permTerminate  permission = "swarming.pools.terminateBot"
 	permGetTask    permission = "swarming.tasks.get"
 	permCancelTask permission = "swarming.tasks.cancel"
+	permInRealm    permission = "swarming.tasks.createInRealm"
 )
 
 // userMay is what scope user allows: it creates and reads tasks, cancels its
@@ -39,25 +35,4 @@ func (c *caller) can(p permission) bool {
 	default:
 		return false
 	}
-}
-
-// must returns a Denied error unless the caller has p. Callers without any
-// credentials are told to bring some.
-func must(ctx context.Context, p permission) error {
-	c := callerOf(ctx)
-	if c.can(p) {
-		return nil
-	}
-	if c.scope == "" {
-		return skep.Errorf(skep.Unauthenticated, "%s has no permission %s; send a token (SKEP_TOKEN)", c.identity, p)
-	}
-	return skep.Errorf(skep.Denied, "%s has no permission %s", c.identity, p)
-}
-
-// mustForTask is must for one task, whose submitter has more rights.
-func mustForTask(ctx context.Context, p permission, r *skep.TaskRequest) error {
-	if c := callerOf(ctx); c.scope == ScopeUser && r.Authenticated == c.identity {
-		return nil
-	}
-	return must(ctx, p)
 }

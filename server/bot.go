@@ -32,6 +32,7 @@ type speaker struct {
 	id      skep.BotID
 	session session // zero when the call carried none of ours
 	bound   bool    // session is one of ours, for this bot
+	leaving bool    // it may end what it runs, and no more: the rules under which it came in are gone
 }
 
 // speaks finds out which bot a call speaks for. named is what its body says;
@@ -53,10 +54,9 @@ func (s *Server) speaks(r *http.Request, named, sessionText string) (speaker, er
 	if sp.bound && sp.session.bot != sp.id {
 		return sp, skep.Errorf(skep.Denied, "the session belongs to bot %s, the call speaks for %s", sp.session.bot, sp.id)
 	}
-	if c := callerOf(r.Context()); !c.mayAct(sp.id) {
-		return sp, skep.Errorf(skep.Denied, "%s may not act as bot %s", c.identity, sp.id)
-	}
-	return sp, nil
+	var err error
+	sp.leaving, err = s.admit(r, sp)
+	return sp, err
 }
 
 // botState is what the server reads of a bot's state.
@@ -102,7 +102,7 @@ func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attribu
 	b := &skep.Bot{
 		ID: id, Dimensions: a.Dimensions, Version: clip(a.Version, 256), ExternalIP: peerIP(r), Authenticated: callerOf(r.Context()).identity,
 	}
-	if b.Authenticated != anonymous {
+	if b.Authenticated != anonymous || s.rules().Group != nil {
 		b.Authenticated = "bot:" + string(id)
 	}
 	var st botState
@@ -195,14 +195,19 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	ru := s.rules()
 	b, st := s.describe(r, sp.id, &req.Attributes)
+	b.Dimensions = ru.force(sp.id, b.Dimensions)
+	if pool := ru.refusesForeign(b); pool != "" && st.Skep == nil {
+		return skep.Errorf(skep.Denied, "pool %s wants no bots but skep-bots (foreign_bots in pools.cfg or settings.cfg)", pool)
+	}
 	b.SessionID = req.SessionID
 	want, err := s.expected(r, b, &st, true)
 	if err != nil {
 		return err
 	}
 	b.State = handshaking(b.State, b.Dimensions)
-	b.Dimensions = skep.Dimensions{"id": {string(sp.id)}}
+	b.Dimensions = ru.force(sp.id, skep.Dimensions{"id": {string(sp.id)}})
 	credential, err := s.credential(r.Context(), sp.id, req.Credential)
 	if err != nil {
 		return err
@@ -210,12 +215,14 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	if err := s.sched.Connect(r.Context(), b); err != nil {
 		return err
 	}
-	return write(w, &botapi.HandshakeResponse{
+	ans := &botapi.HandshakeResponse{
 		Credential: credential,
-		Session:    s.sessions.seal(sp.id, req.SessionID, 0),
+		Session:    s.sessions.seal(session{bot: sp.id, process: req.SessionID, shake: ru.shake(sp.id), auth: ru.auth(sp.id)}, 0),
 		BotVersion: firstOf(want, req.Version), ServerVersion: s.o.Version,
 		BotGroupCfg: botapi.BotGroupCfg{Dimensions: map[string][]string{}},
-	})
+	}
+	ru.tell(ans, sp.id, st.Skep == nil)
+	return write(w, ans)
 }
 
 func first(vs []string) string {
@@ -245,9 +252,9 @@ func handshaking(state json.RawMessage, dims skep.Dimensions) json.RawMessage {
 func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	var req botapi.PollRequest
 	var source scheduler.Source
-	known := false
+	ru, known := s.rules(), false
 	if err := readWith(w, r, maxDescription, func(body []byte) (err error) {
-		source, known, err = s.decodePoll(body, &req)
+		source, known, err = s.decodePoll(body, &req, ru)
 		return err
 	}); err != nil {
 		return err
@@ -266,6 +273,12 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		return write(w, &botapi.PollResponse{Cmd: botapi.CmdBotRestart, Message: "The session has expired; shake hands anew."})
 	}
 	b, st := s.describeKnown(r, sp.id, &req.Attributes, known)
+	if !known {
+		b.Dimensions = ru.force(sp.id, b.Dimensions)
+	}
+	if reason := ru.unfit(b, st.Skep == nil, st.isolation); reason != "" {
+		b.Quarantined = strings.TrimPrefix(b.Quarantined+"\n"+reason, "\n")
+	}
 	b.SessionID = sp.session.process
 	if b.Quarantined != "" {
 		source = scheduler.Source{} // perhaps because of its dimensions
@@ -278,18 +291,23 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	update := want != "" && want != b.Version
+	restart := sp.bound && sp.session.shake != ru.shake(sp.id)
 	if !sp.bound {
 		sp.session.bot = sp.id
 	}
 	text := req.Session
 	ans := &botapi.PollResponse{Session: s.sessions.renew(sp.session, text, 0)}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
-	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update})
+	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update || restart || ru.ForceSleep})
 	switch {
 	case err != nil:
 		return err
 	case cmd.Task == nil && update:
 		ans.Cmd, ans.Version = botapi.CmdUpdate, want
+	case cmd.Task == nil && restart:
+		ans.Cmd, ans.Message = botapi.CmdBotRestart, "The configuration of this bot has changed; shake hands anew."
+	case cmd.Task == nil && ru.ForceSleep:
+		return sleep(w, ans, ru.idleSleep(streak), true)
 	case cmd.Task == nil && b.Quarantined != "" && ourBot: // the version that mends it may come any moment
 		return sleep(w, ans, 10+rand.Float64()*10, true)
 	case cmd.Task == nil && b.Quarantined != "":
@@ -299,7 +317,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	case cmd.Task == nil && wait > 0:
 		return sleep(w, ans, 0, false)
 	case cmd.Task == nil:
-		return sleep(w, ans, idleSleep(streak), false)
+		return sleep(w, ans, ru.idleSleep(streak), false)
 	case cmd.Request.IsTermination():
 		ans.Cmd, ans.TaskID = botapi.CmdTerminate, cmd.Task.ID.RunID()
 	default:
@@ -328,11 +346,14 @@ func poolOf(p *skep.Properties) string {
 // decodePoll reads a poll. It is the largest and the most frequent of all
 // calls, and most of it is as the time before: dimensions that the scheduler
 // knows from this very text are not decoded again.
-func (s *Server) decodePoll(body []byte, req *botapi.PollRequest) (source scheduler.Source, known bool, err error) {
+func (s *Server) decodePoll(body []byte, req *botapi.PollRequest, ru *Rules) (source scheduler.Source, known bool, err error) {
 	err = jsonscan.Members(body, func(name, value []byte) error {
 		switch string(name) {
 		case "dimensions":
 			source = scheduler.SourceOf(value)
+			for i := range source { // what is made of a text is due to the rules too
+				source[i] ^= ru.Salt[i]
+			}
 			if req.Dimensions, known = s.sched.Dimensions(source); known {
 				return nil
 			}
@@ -360,11 +381,15 @@ func sleep(w http.ResponseWriter, ans *botapi.PollResponse, secs float64, quaran
 
 // idleSleep is how long a bot that cannot wait sleeps: longer the longer it
 // has been idle, and now and then short. spec scheduler.md §9.3.
-func idleSleep(streak float64) float64 {
-	if rand.Float64() < 0.05 {
-		return 1
+func (ru *Rules) idleSleep(streak float64) float64 {
+	most := ru.MaxBotSleep.Seconds()
+	if most == 0 {
+		most = 60
 	}
-	return min(60, math.Pow(1.5, min(max(streak, 0), 10)+1))
+	if rand.Float64() < 0.05 {
+		return min(most, 1)
+	}
+	return min(most, math.Pow(1.5, min(max(streak, 0), 10)+1))
 }
 
 // claim always says skip: reservations belong to a remote scheduler, and the

@@ -26,7 +26,7 @@ func (s *Server) getBot(ctx context.Context, req *pb.BotRequest) (*pb.BotInfo, e
 	if err != nil {
 		return nil, err
 	}
-	if err := must(ctx, permListBots); err != nil {
+	if err := s.mustBot(ctx, permListBots, id); err != nil {
 		return nil, err
 	}
 	b, err := s.store.Bot(ctx, id)
@@ -55,7 +55,7 @@ func (s *Server) deleteBot(ctx context.Context, req *pb.BotRequest) (*pb.DeleteR
 	if err != nil {
 		return nil, err
 	}
-	if err := must(ctx, permDeleteBot); err != nil {
+	if err := s.mustBot(ctx, permDeleteBot, id); err != nil {
 		return nil, err
 	}
 	if err := s.sched.Delete(ctx, id); err != nil {
@@ -75,7 +75,7 @@ func (s *Server) terminateBot(ctx context.Context, req *pb.TerminateRequest) (*p
 	if len([]rune(req.Reason)) > 1000 {
 		return nil, skep.Invalidf("reason", "has more than 1000 characters")
 	}
-	if err := must(ctx, permTerminate); err != nil {
+	if err := s.mustBot(ctx, permTerminate, id); err != nil {
 		return nil, err
 	}
 	task, err := s.sched.Terminate(ctx, id, callerOf(ctx).identity, clean(req.Reason))
@@ -90,7 +90,7 @@ func (s *Server) listBotEvents(ctx context.Context, req *pb.BotEventsRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := must(ctx, permListBots); err != nil {
+	if err := s.mustBot(ctx, permListBots, id); err != nil {
 		return nil, err
 	}
 	f := store.EventFilter{Bot: id}
@@ -138,7 +138,7 @@ func (s *Server) listBotTasks(ctx context.Context, req *pb.BotTasksRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	if err := must(ctx, permListTasks); err != nil {
+	if err := s.mustBot(ctx, permListTasks, id); err != nil {
 		return nil, err
 	}
 	f := store.BotTaskFilter{Bot: id}
@@ -218,7 +218,7 @@ func wants(q pb.NullableBool, have bool) bool {
 }
 
 func (s *Server) listBots(ctx context.Context, req *pb.BotsRequest) (*pb.BotInfoListResponse, error) {
-	if err := must(ctx, permListBots); err != nil {
+	if err := s.mustPools(ctx, permListBots, filteredPools(req.Dimensions)); err != nil {
 		return nil, err
 	}
 	limit, err := api.Limit(req.Limit)
@@ -249,7 +249,7 @@ func (s *Server) listBots(ctx context.Context, req *pb.BotsRequest) (*pb.BotInfo
 }
 
 func (s *Server) countBots(ctx context.Context, req *pb.BotsCountRequest) (*pb.BotsCount, error) {
-	if err := must(ctx, permListBots); err != nil {
+	if err := s.mustPools(ctx, permListBots, filteredPools(req.Dimensions)); err != nil {
 		return nil, err
 	}
 	dims, err := api.Dimensions(req.Dimensions)
@@ -276,7 +276,7 @@ func (s *Server) countBots(ctx context.Context, req *pb.BotsCountRequest) (*pb.B
 }
 
 func (s *Server) getBotDimensions(ctx context.Context, req *pb.BotsDimensionsRequest) (*pb.BotsDimensions, error) {
-	if err := must(ctx, permListBots); err != nil {
+	if err := s.mustPools(ctx, permListBots, named(req.Pool)); err != nil {
 		return nil, err
 	}
 	all := map[string]map[string]bool{}

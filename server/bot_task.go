@@ -40,7 +40,7 @@ func (s *Server) taskUpdate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := &botapi.TaskUpdateResponse{OK: ans.OK, MustStop: ans.MustStop, StopReason: ans.Reason, Watched: ans.Watched}
-	if sp.bound {
+	if sp.bound && !sp.leaving {
 		// An update never shortens the life that the claim gave.
 		out.Session = s.sessions.renew(sp.session, req.Session, 0)
 	}

@@ -13,14 +13,14 @@ import (
 )
 
 func (s *Server) getRollout(ctx context.Context, _ *skeppb.GetRolloutRequest) (*skeppb.Rollout, error) {
-	if err := must(ctx, permPeek); err != nil {
+	if err := s.mustServer(ctx, permPeek); err != nil {
 		return nil, err
 	}
 	return s.rolloutNow(ctx)
 }
 
 func (s *Server) haltRollout(ctx context.Context, req *skeppb.HaltRolloutRequest) (*skeppb.Rollout, error) {
-	if err := must(ctx, permCreateBot); err != nil {
+	if err := s.mustServer(ctx, permCreateBot); err != nil {
 		return nil, err
 	}
 	if len(req.Reason) > 1000 {
@@ -35,7 +35,7 @@ func (s *Server) haltRollout(ctx context.Context, req *skeppb.HaltRolloutRequest
 }
 
 func (s *Server) resumeRollout(ctx context.Context, _ *skeppb.ResumeRolloutRequest) (*skeppb.Rollout, error) {
-	if err := must(ctx, permCreateBot); err != nil {
+	if err := s.mustServer(ctx, permCreateBot); err != nil {
 		return nil, err
 	}
 	if s.o.Code != nil {

@@ -37,6 +37,9 @@ type Options struct {
 	CASInstance string // instance named in manifests of tasks that name none; "" = there is no content-addressed storage
 	CAS         string // grpc(s):// URL of the storage that bots use; "" = that of this server
 	Blobs       Blobs  // this server's own storage, for its pages; nil = it has none
+
+	Rules       func() *Rules // of the moment; nil = the server has no configuration
+	BehindProxy bool          // callers' addresses and certificates are the proxy's
 }
 
 // Server serves one process of a fleet. Its methods may be called at once by
@@ -139,7 +142,7 @@ func (s *Server) routes() {
 			switch {
 			case err != nil:
 			case rt.access == accessBot:
-				err = mayBeBot(callerOf(r.Context()), r.URL.Path)
+				err = s.mayBeBot(callerOf(r.Context()), r.URL.Path)
 			case rt.access == accessCAS:
 				err = mayUseCAS(callerOf(r.Context()))
 			}
@@ -182,7 +185,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.Ping(r.Context()); err != nil {
 		return skep.Errorf(skep.Unavailable, "the database does not answer: %w", err)
 	}
-	_, err := w.Write([]byte("ok\n"))
+	_, err := w.Write([]byte("ok\n" + s.configLines()))
 	return err
 }
 

@@ -60,6 +60,9 @@ func (s *Server) register() error {
 			"HaltRollout":   prpc.Unary(s.haltRollout),
 			"ResumeRollout": prpc.Unary(s.resumeRollout),
 		}),
+		s.rpc.Register(skeppb.File_skeppb_config_proto.Services().ByName("Config"), prpc.Methods{
+			"Get": prpc.Unary(s.getConfig),
+		}),
 		s.rpc.Register(skepTasks, prpc.Methods{
 			"Watch": prpc.Unary(s.watch),
 		}),

@@ -21,6 +21,9 @@ type session struct {
 	bot     skep.BotID
 	process string // session id of the bot's process
 	expiry  time.Time
+
+	shake [8]byte // Rules.shake of the handshake
+	auth  [8]byte // Rules.auth of the handshake
 }
 
 type sessions struct {
@@ -31,12 +34,13 @@ type sessions struct {
 }
 
 // seal returns the session as text, valid for life and at least sessionLife.
-func (ss *sessions) seal(bot skep.BotID, process string, life time.Duration) string {
-	b := []byte{1}
+func (ss *sessions) seal(s session, life time.Duration) string {
+	b := append([]byte{2}, s.shake[:]...)
+	b = append(b, s.auth[:]...)
 	b = binary.AppendVarint(b, ss.now().Add(max(life, sessionLife)).Unix())
-	b = binary.AppendUvarint(b, uint64(len(bot)))
-	b = append(b, bot...)
-	b = append(b, process...)
+	b = binary.AppendUvarint(b, uint64(len(s.bot)))
+	b = append(b, s.bot...)
+	b = append(b, s.process...)
 	return base64.StdEncoding.EncodeToString(append(b, ss.mac(b)...))
 }
 
@@ -59,19 +63,26 @@ func (ss *sessions) renew(s session, text string, life time.Duration) string {
 	if s.expiry.Sub(ss.now()) >= life {
 		return text
 	}
-	return ss.seal(s.bot, s.process, life+life/20) // enough for some calls to come
+	return ss.seal(s, life+life/20) // enough for some calls to come
 }
 
 // open reads a session that one of this fleet's servers sealed, expired or
 // not. ok is false for any other text.
 func (ss *sessions) open(text string) (s session, ok bool) {
 	b, err := base64.StdEncoding.DecodeString(text)
-	if err != nil || len(b) < 1+sha256.Size || b[0] != 1 {
+	if err != nil || len(b) < 1+sha256.Size || b[0] != 1 && b[0] != 2 {
 		return s, false
 	}
 	b, mac := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
 	if !hmac.Equal(mac, ss.mac(b)) {
 		return s, false
+	}
+	if b[0] == 2 { // 1 was sealed by a server that knew no rules
+		if len(b) < 17 {
+			return s, false
+		}
+		s.shake, s.auth = [8]byte(b[1:9]), [8]byte(b[9:17])
+		b = b[16:]
 	}
 	b = b[1:]
 	expiry, n := binary.Varint(b)
@@ -84,7 +95,8 @@ func (ss *sessions) open(text string) (s session, ok bool) {
 		return s, false
 	}
 	b = b[n:]
-	return session{bot: skep.BotID(b[:size]), process: string(b[size:]), expiry: time.Unix(expiry, 0)}, true
+	s.bot, s.process, s.expiry = skep.BotID(b[:size]), string(b[size:]), time.Unix(expiry, 0)
+	return s, true
 }
 
 func (ss *sessions) expired(s session) bool { return ss.now().After(s.expiry) }

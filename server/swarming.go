@@ -15,17 +15,18 @@ import (
 )
 
 func (s *Server) getDetails(ctx context.Context, _ *emptypb.Empty) (*pb.ServerDetails, error) {
-	if err := must(ctx, permPeek); err != nil {
+	if err := s.mustServer(ctx, permPeek); err != nil {
 		return nil, err
 	}
-	out := &pb.ServerDetails{ServerVersion: s.o.Version}
+	ru := s.rules()
+	out := &pb.ServerDetails{ServerVersion: s.o.Version, DisplayServerUrlTemplate: ru.DisplayURL, CasViewerServer: ru.ViewerServer}
 	if s.o.Code != nil && len(s.o.URLs) > 0 {
 		b, err := s.o.Code.Code(ctx, "", rollout.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH}, s.o.URLs[0])
 		if err == nil { // else there is none
 			out.BotVersion = b.Digest
 		}
 	}
-	if s.o.Blobs != nil && len(s.o.URLs) > 0 {
+	if out.CasViewerServer == "" && s.o.Blobs != nil && len(s.o.URLs) > 0 {
 		out.CasViewerServer = s.o.URLs[0] // its pages: casViewer
 	}
 	return out, nil
@@ -40,7 +41,7 @@ const (
 // getToken makes a bootstrap token for any bot. Who wants a narrower one uses
 // skep token create.
 func (s *Server) getToken(ctx context.Context, _ *emptypb.Empty) (*pb.BootstrapToken, error) {
-	if err := must(ctx, permCreateBot); err != nil {
+	if err := s.mustServer(ctx, permCreateBot); err != nil {
 		return nil, err
 	}
 	_, name, _ := strings.Cut(callerOf(ctx).identity, ":")
@@ -51,11 +52,21 @@ func (s *Server) getToken(ctx context.Context, _ *emptypb.Empty) (*pb.BootstrapT
 	return &pb.BootstrapToken{BootstrapToken: text}, nil
 }
 
+// getPermissions says what the caller may do. spec api-v2.md §8.
 func (s *Server) getPermissions(ctx context.Context, req *pb.PermissionsRequest) (*pb.ClientPermissions, error) {
-	c := callerOf(ctx)
+	if _, err := api.Tags(req.Tags); err != nil {
+		return nil, err
+	}
+	m, named := s.may(ctx), taggedPools(req.Tags)
 	out := &pb.ClientPermissions{
-		DeleteBot: c.can(permDeleteBot), DeleteBots: c.can(permDeleteBot), TerminateBot: c.can(permTerminate),
-		CancelTask: c.can(permCancelPool), CancelTasks: c.can(permCancelPool), GetBootstrapToken: c.can(permCreateBot),
+		DeleteBot: m.server(permDeleteBot), TerminateBot: m.server(permTerminate),
+		DeleteBots: m.allPools(permDeleteBot, named), CancelTasks: m.allPools(permCancelPool, named),
+		GetBootstrapToken: m.server(permCreateBot),
+	}
+	out.CancelTask = out.CancelTasks
+	if req.BotId != "" {
+		out.DeleteBot = s.mustBot(ctx, permDeleteBot, skep.BotID(req.BotId)) == nil
+		out.TerminateBot = s.mustBot(ctx, permTerminate, skep.BotID(req.BotId)) == nil
 	}
 	if req.TaskId != "" {
 		id, err := skep.ParseTaskID(req.TaskId)
@@ -66,30 +77,32 @@ func (s *Server) getPermissions(ctx context.Context, req *pb.PermissionsRequest)
 		if err != nil {
 			return nil, err
 		}
-		out.CancelTask = mustForTask(ctx, permCancelTask, r) == nil
+		out.CancelTask = s.mustTask(ctx, permCancelTask, r) == nil
 	}
-	if _, err := api.Tags(req.Tags); err != nil {
-		return nil, err
-	}
-	if !c.can(permListBots) && !c.can(permListTasks) {
-		return out, nil
-	}
-	pools, err := s.pools(ctx)
+	pools, err := s.pools(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	if c.can(permListBots) {
-		out.ListBots = pools
-	}
-	if c.can(permListTasks) {
-		out.ListTasks = pools
+	for _, name := range pools {
+		if m.pool(permListBots, name) {
+			out.ListBots = append(out.ListBots, name)
+		}
+		if m.pool(permListTasks, name) {
+			out.ListTasks = append(out.ListTasks, name)
+		}
 	}
 	return out, nil
 }
 
-// pools returns the pools that exist: without configuration, those that bots
-// are in, and the default one.
-func (s *Server) pools(ctx context.Context) ([]string, error) {
+// pools returns the pools that exist: without pools.cfg, those that bots are
+// in, and the default one.
+func (s *Server) pools(ctx context.Context, m may) ([]string, error) {
+	if m.rules.Pools != nil {
+		return m.rules.Pools(), nil
+	}
+	if !m.pool(permListBots, "") && !m.pool(permListTasks, "") {
+		return nil, nil
+	}
 	d := skep.Dimensions{"pool": {"default"}}
 	seen := map[string]bool{"default": true}
 	err := s.each(ctx, "", func(b *skep.Bot) bool {

@@ -29,7 +29,7 @@ func (s *Server) find(ctx context.Context, text string, p permission) (*skep.Tas
 		}
 		return nil, nil, err
 	}
-	return req, task, mustForTask(ctx, p, req)
+	return req, task, s.mustTask(ctx, p, req)
 }
 
 func (s *Server) getResult(ctx context.Context, req *pb.TaskIdWithPerfRequest) (*pb.TaskResultResponse, error) {
@@ -71,12 +71,12 @@ func (s *Server) batch(ctx context.Context, field string, texts []string) (ids [
 }
 
 // item returns one task of a batch that the caller may see.
-func item(ctx context.Context, found map[skep.TaskID]store.Listed, id skep.TaskID) (store.Listed, error) {
+func (s *Server) item(ctx context.Context, found map[skep.TaskID]store.Listed, id skep.TaskID) (store.Listed, error) {
 	l, ok := found[id]
 	if !ok {
 		return l, skep.Errorf(skep.NotFound, "no such task")
 	}
-	return l, mustForTask(ctx, permGetTask, l.Request)
+	return l, s.mustTask(ctx, permGetTask, l.Request)
 }
 
 func (s *Server) batchGetResult(ctx context.Context, req *pb.BatchGetResultRequest) (*pb.BatchGetResultResponse, error) {
@@ -87,7 +87,7 @@ func (s *Server) batchGetResult(ctx context.Context, req *pb.BatchGetResultReque
 	out := &pb.BatchGetResultResponse{}
 	for i, id := range ids {
 		one := &pb.BatchGetResultResponse_ResultOrError{TaskId: req.TaskIds[i]}
-		if l, err := item(ctx, found, id); err != nil {
+		if l, err := s.item(ctx, found, id); err != nil {
 			st := prpc.StatusOf(err)
 			one.Outcome = &pb.BatchGetResultResponse_ResultOrError_Error{Error: &status.Status{Code: st.Code, Message: st.Message}}
 		} else {
@@ -105,7 +105,7 @@ func (s *Server) listTaskStates(ctx context.Context, req *pb.TaskStatesRequest) 
 	}
 	out := &pb.TaskStates{}
 	for i, id := range ids {
-		l, err := item(ctx, found, id)
+		l, err := s.item(ctx, found, id)
 		if err != nil {
 			return nil, skep.Errorf(skep.KindOf(err), "%s: %w", req.TaskId[i], err)
 		}

@@ -71,7 +71,7 @@ func inRange(at skep.TaskID, start, end time.Time) error {
 }
 
 func (s *Server) listTasks(ctx context.Context, req *pb.TasksWithPerfRequest) (*pb.TaskListResponse, error) {
-	if err := must(ctx, permListTasks); err != nil {
+	if err := s.mustPools(ctx, permListTasks, taggedPools(req.Tags)); err != nil {
 		return nil, err
 	}
 	if err := createdSort(req.Sort); err != nil {
@@ -89,7 +89,7 @@ func (s *Server) listTasks(ctx context.Context, req *pb.TasksWithPerfRequest) (*
 }
 
 func (s *Server) listTaskRequests(ctx context.Context, req *pb.TasksRequest) (*pb.TaskRequestsResponse, error) {
-	if err := must(ctx, permListTasks); err != nil {
+	if err := s.mustPools(ctx, permListTasks, taggedPools(req.Tags)); err != nil {
 		return nil, err
 	}
 	if err := createdSort(req.Sort); err != nil {
@@ -114,7 +114,7 @@ func createdSort(q pb.SortQuery) error {
 }
 
 func (s *Server) countTasks(ctx context.Context, req *pb.TasksCountRequest) (*pb.TasksCount, error) {
-	if err := must(ctx, permListTasks); err != nil {
+	if err := s.mustPools(ctx, permListTasks, taggedPools(req.Tags)); err != nil {
 		return nil, err
 	}
 	if req.Start == nil {
@@ -142,7 +142,7 @@ func (s *Server) cancelTasks(ctx context.Context, req *pb.TasksCancelRequest) (*
 	if len(req.Tags) == 0 {
 		return nil, skep.Invalidf("tags", "at least one is required")
 	}
-	if err := must(ctx, permCancelPool); err != nil {
+	if err := s.mustPools(ctx, permCancelPool, taggedPools(req.Tags)); err != nil {
 		return nil, err
 	}
 	state := pb.StateQuery_QUERY_PENDING

@@ -17,10 +17,11 @@ const topPriority = 20
 
 // newTask takes a task in. The steps and their order are spec api-v2.md §6.1.
 func (s *Server) newTask(ctx context.Context, req *pb.NewTaskRequest) (*pb.TaskRequestMetadataResponse, error) {
-	if _, err := api.Pool(req); err != nil {
+	pool, err := api.Pool(req)
+	if err != nil {
 		return nil, err
 	}
-	if err := must(ctx, permCreateTask); err != nil {
+	if err := s.mustPool(ctx, permCreateTask, pool); err != nil {
 		return nil, err
 	}
 	sub, err := api.NewTask(req)
@@ -29,15 +30,15 @@ func (s *Server) newTask(ctx context.Context, req *pb.NewTaskRequest) (*pb.TaskR
 	}
 	r := sub.Request
 	r.Authenticated = callerOf(ctx).identity
-	if r.Realm == "" {
-		r.Realm = defaultRealm
+	if err := s.place(ctx, r, pool); err != nil {
+		return nil, err
 	}
 	if r.Parent != "" {
 		if err := s.adopt(ctx, r); err != nil {
 			return nil, err
 		}
 	}
-	if r.Priority < topPriority && must(ctx, permHighPrio) != nil {
+	if r.Priority < topPriority && s.mustPool(ctx, permHighPrio, pool) != nil {
 		r.Priority = topPriority
 	}
 	if err := s.cannot(r); err != nil {

@@ -239,7 +239,7 @@ func (ForeignBots_Policy) EnumDescriptor() ([]byte, []int) {
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identities: user:NAME and bot:NAME of a token, group:NAME of settings.cfg, or a prefix that ends in *, as
-	// user:ci-* or user:*. anonymous:* is a caller without a token. 1 to 1000.
+	// user:ci-* or user:*. 1 to 1000.
 	To []string `protobuf:"bytes,1,rep,name=to,proto3" json:"to,omitempty"`
 	// What they may do.
 	Permission []RealmPermission `protobuf:"varint,2,rep,packed,name=permission,proto3,enum=swarming.config.RealmPermission" json:"permission,omitempty"`

@@ -429,7 +429,7 @@ func (x *Group) GetMember() []string {
 // How new bot code and hooks reach the fleet (decisions.md 24).
 type Rollout struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The share of bots that get a new version first. Percent; 0 to 100, default 5. 0 gives it to all at once.
+	// The share of bots that get a new version first. Percent; 0 to 100, default 10. 0 gives it to all at once.
 	CanaryPercent *int32 `protobuf:"varint,1,opt,name=canary_percent,json=canaryPercent,proto3,oneof" json:"canary_percent,omitempty"`
 	// How long a bot has until it polls with the new version. Seconds; 10 to 3600, default 60.
 	ProbationSecs int32 `protobuf:"varint,2,opt,name=probation_secs,json=probationSecs,proto3" json:"probation_secs,omitempty"`
@@ -437,7 +437,7 @@ type Rollout struct {
 	MaxCrashes int32 `protobuf:"varint,3,opt,name=max_crashes,json=maxCrashes,proto3" json:"max_crashes,omitempty"`
 	// This share of crashed canaries halts the rollout. Percent; 1 to 100, default 5.
 	MaxCrashPercent int32 `protobuf:"varint,4,opt,name=max_crash_percent,json=maxCrashPercent,proto3" json:"max_crash_percent,omitempty"`
-	// How long the canaries must be well until the others follow. Seconds; 0 to 604800, default 300.
+	// How long the canaries must be well until the others follow. Seconds; 0 to 604800, default 60.
 	SoakSecs      *int32 `protobuf:"varint,5,opt,name=soak_secs,json=soakSecs,proto3,oneof" json:"soak_secs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
