@@ -45,7 +45,6 @@ type configured struct {
 	fleet  *fleetConfig
 	store  *store.Store
 	roots  *x509.CertPool
-	admin  string
 	tokens map[string]string
 }
 

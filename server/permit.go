@@ -55,6 +55,7 @@ func (m may) server(p permission) bool {
 		return true
 	case Refused:
 		return false
+	case Unsaid:
 	}
 	if !m.can(p) {
 		return false
