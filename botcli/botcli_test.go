@@ -124,7 +124,7 @@ func event(kind string) func(apiCall) bool {
 }
 
 // install composes a bot from this test's binary and returns its path.
-func install(t testing.TB, server string) string {
+func install(t testing.TB, server string, files ...code.File) string {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -139,7 +139,7 @@ func install(t testing.TB, server string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := code.Compose(f, data, code.Config{Server: server, Reboot: "none"}); err != nil {
+	if err := code.Compose(f, data, code.Config{Server: server, Reboot: "none"}, files...); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {

@@ -49,7 +49,7 @@ func TestDependencies(t *testing.T) {
 }
 
 // buildBot makes the bot that is delivered.
-func buildBot(t testing.TB, server string) string {
+func buildBot(t testing.TB, server string, files ...code.File) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("builds skep-bot")
@@ -73,7 +73,7 @@ func buildBot(t testing.TB, server string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := code.Compose(f, exe, code.Config{Server: server, Reboot: "none"}); err != nil {
+	if err := code.Compose(f, exe, code.Config{Server: server, Reboot: "none"}, files...); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {

@@ -2,6 +2,7 @@ package hook
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 // Options of NewHost.
 type Options struct {
 	Exe  string   // executable whose arguments Args make it a hook host (package script)
+	Name string   // argument 0; "" = Exe
 	Args []string // without argument 0; nil = "hook_host"
 	Dir  string   // working directory of hooks: the bot's
 	Env  []string // the bot's environment; variables that begin with SKEP_ are held back. nil = os.Environ()
@@ -158,6 +160,7 @@ func (h *Host) Call(ctx context.Context, c Call) (Outcome, error) {
 	out := Outcome{Called: true}
 	ans, err := h.ask(ctx, Request{Call: req}, c.Hook, limit, &out.Actions)
 	out.Took = time.Since(began)
+	h.opt.Log.Debug("hook", "hook", c.Hook, "took", out.Took)
 	if err != nil {
 		return out, err
 	}
@@ -273,7 +276,7 @@ func (h *Host) died(what string) *Error {
 	switch {
 	// A Go program that is refused memory says so, or its collector crashes; a
 	// fault of its own code would be a panic.
-	case strings.Contains(last, "out of memory"), strings.Contains(last, "cannot allocate memory"),
+	case strings.Contains(last, "out of memory"), strings.Contains(last, "cannot allocate memory"), strings.Contains(last, "failed to allocate"),
 		strings.HasPrefix(last, "SIGSEGV"), c.peak > MaxHeap:
 		e = tooMuchMemory(what)
 	case strings.Contains(last, "stack overflow"), strings.Contains(last, "stack exceeds"):
@@ -350,7 +353,7 @@ func (h *Host) fork() (c *child, err error) {
 	}
 	c = &child{in: in, out: out, answers: make(chan *Answer), quit: make(chan struct{}), stderr: newTail(errR)}
 	c.p, err = proc.Start(&proc.Cmd{
-		Path: h.opt.Exe, Args: append([]string{h.opt.Exe}, h.opt.Args...), Dir: h.opt.Dir, Env: environ(h.opt.Env),
+		Path: h.opt.Exe, Args: append([]string{cmp.Or(h.opt.Name, h.opt.Exe)}, h.opt.Args...), Dir: h.opt.Dir, Env: environ(h.opt.Env),
 		Files: []*os.File{inR, outW, errW}, NewGroup: true, ParentDeath: true,
 	})
 	if err != nil {
