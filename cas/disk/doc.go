@@ -8,6 +8,6 @@
 // layout, and why a process may be killed at any byte, stands in
 // docs/adr/0017-content-on-disk.md.
 //
-// Memory is about 75 bytes for a small blob and 115 for a large one: 10
-// million small blobs need about 0.75 GB.
+// Memory is 70 to 110 bytes for a small blob and 120 to 165 for a large one, as
+// the index grows in steps: 10 million small blobs need about 1 GB.
 package disk
