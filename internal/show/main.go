@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/skepdev/skep/internal/show/birth"
 	"github.com/skepdev/skep/internal/show/chaos"
 	"github.com/skepdev/skep/internal/show/floors"
 	"github.com/skepdev/skep/internal/show/fresh"
@@ -20,6 +21,8 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	if len(args) > 0 {
 		switch args[0] {
+		case "birth":
+			return birth.Main(args[1:])
 		case "chaos":
 			return chaos.Main(args[1:])
 		case "floors":
@@ -32,6 +35,6 @@ func run(args []string) int {
 			return gostd.Main(args[1:])
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: show chaos|floors|fresh|fuzz|gostd [flags]")
+	fmt.Fprintln(os.Stderr, "usage: show birth|chaos|floors|fresh|fuzz|gostd [flags]")
 	return 2
 }

@@ -132,12 +132,14 @@ export SWARMING_BOT_ID
 trap 'quit=yes; [ -n "\$child" ] && kill -TERM "\$child"' TERM INT HUP
 quit=
 while [ -z "\$quit" ]; do
+	began=\$(date +%s)
 	./swarming_bot start_slave </dev/null &
 	child=\$!
 	while wait "\$child"; code=\$?; kill -0 "\$child" 2>/dev/null; do :; done
 	child=
 	[ "\$code" -eq 0 ] && exit 0
-	[ "\$pause" -lt 30 ] && pause=\$((pause + 1))
+	[ \$((\$(date +%s) - began)) -ge 2 ] && pause=0
+	[ "\$pause" -lt 10 ] && pause=\$((pause + 1))
 	[ -n "\$quit" ] || sleep "\$pause"
 done
 LOOP
