@@ -97,3 +97,7 @@ show-1.4: build ## speed and size reach their floors
 	$(GO) run ./internal/show floors
 show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 	$(GO) run ./internal/show fuzz
+
+.PHONY: show-3.1
+show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
+	$(GO) run ./internal/show birth
