@@ -37,9 +37,10 @@ type Options struct {
 	Exe    string // the skep executable; default: this program
 	BotDir string // holds skep-bot; default: where Exe lies
 	Dir    string // where a temporary directory is made; default: os.TempDir, if that is on a disk
-	N      int    // samples; 0 = as many as the case's time allows, at least 300
+	N      int    // samples; 0 = as many as the case's time allows, at least 300 but for cas
 	DB     string // postgres URL for lifecycle; a schema of its own is made and dropped there. Default: SQLite
 	Bots   int    // simulated bots of lifecycle (64) or idle (10,000)
+	Large  int64  // bytes of the large file of cas; 0 = 1 GiB, less = none
 
 	ServerArgs []string  // more arguments of the server, such as --cpuprofile
 	Progress   io.Writer // short lines while it works; default: nobody reads them
@@ -52,10 +53,18 @@ const minSamples = 300
 // that; the rest is room for a slow machine to end with a reason.
 const patience = 60 * time.Second
 
+// slowCases take seconds for one sample, as what they measure does: a few
+// samples have to do, and more time. docs/benchmarks.md#cas
+var slowCases = map[string]struct {
+	samples  int
+	patience time.Duration
+}{"cas": {1, 5 * time.Minute}}
+
 // A measurement is one case: it fills in everything but Case and Yardsticks.
 type measurement func(context.Context, *run) (*Report, error)
 
 var cases = map[string]measurement{
+	"cas":       storage,
 	"dispatch":  dispatch,
 	"lifecycle": lifecycle,
 	"overhead":  overhead,
@@ -77,8 +86,12 @@ func Run(ctx context.Context, name string, o Options) (rep *Report, err error) {
 	if measure == nil {
 		return nil, fmt.Errorf("no such case: %q; there are %s", name, strings.Join(Cases(), ", "))
 	}
-	if o.N < 0 || o.N > 0 && o.N < minSamples {
-		return nil, fmt.Errorf("-n %d: a p99 needs at least %d samples", o.N, minSamples)
+	least, patience := minSamples, patience
+	if slow, ok := slowCases[name]; ok {
+		least, patience = slow.samples, slow.patience
+	}
+	if o.N < 0 || o.N > 0 && o.N < least {
+		return nil, fmt.Errorf("-n %d: %s needs at least %d samples", o.N, name, least)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -98,8 +111,8 @@ func Run(ctx context.Context, name string, o Options) (rep *Report, err error) {
 	if rep, err = measure(ctx, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if rep.N < minSamples {
-		return nil, fmt.Errorf("%s: only %d samples in the time it has, want %d", name, rep.N, minSamples)
+	if rep.N < least {
+		return nil, fmt.Errorf("%s: only %d samples in the time it has, want %d", name, rep.N, least)
 	}
 	rep.Case, rep.Yardsticks = name, ys
 	maps.Copy(rep.Extra, map[string]any{"machine": Machine()})

@@ -10,3 +10,13 @@ func volatile(dir string) bool {
 	}
 	return s.Type == unix.TMPFS_MAGIC || s.Type == unix.RAMFS_MAGIC
 }
+
+// settleDisk waits until what was written to dir's file system is on the disk.
+func settleDisk(dir string) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Close(fd) }()
+	_ = unix.Syncfs(fd)
+}

@@ -4,3 +4,5 @@ package bench
 
 // volatile cannot be told here.
 func volatile(string) bool { return false }
+
+func settleDisk(string) {}

@@ -20,6 +20,7 @@ func newBenchCommand(env *Env) *cobra.Command {
 	var out outputFlags
 	var opts bench.Options
 	var db storeFlags
+	var large byteSize
 	cmd := &cobra.Command{
 		Use:   "bench CASE [flags]",
 		Short: "Measure skep on this machine",
@@ -27,6 +28,7 @@ func newBenchCommand(env *Env) *cobra.Command {
 			"dispatch   from submitting a task to its command's first instruction, on an idle bot\n" +
 			"lifecycle  durable task lifecycles per second, with simulated bots over HTTP\n" +
 			"overhead   what a bot adds to a task, and real tasks per second\n" +
+			"cas        archive, cold download and warm inputs: a tree of small files and a large file\n" +
 			"idle       memory and processor time of a server with many waiting bots, and of an idle bot\n\n" +
 			"A case starts what it needs beside whatever runs on this machine, and leaves nothing behind.\n" +
 			"Read its figures as multiples of the yardsticks, which are measured in the same minute.",
@@ -50,6 +52,7 @@ func newBenchCommand(env *Env) *cobra.Command {
 			if isTerminal(env.Stderr) {
 				opts.Progress = env.Stderr
 			}
+			opts.Large = int64(large)
 			rep, err := bench.Run(ctx, args[0], opts)
 			if err != nil {
 				return err
@@ -59,8 +62,9 @@ func newBenchCommand(env *Env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	out.register(cmd)
-	f.IntVarP(&opts.N, "samples", "n", 0, "how many `SAMPLES` to take, at least 300 (default: what the case's time allows)")
+	f.IntVarP(&opts.N, "samples", "n", 0, "how many `SAMPLES` to take, at least 300 but for cas, which takes 3 (default: what the case's time allows)")
 	f.IntVar(&opts.Bots, "bots", 0, "how many simulated bots: lifecycle (default 64), idle (default 10000)")
+	f.Var(&large, "large", "`SIZE` of the large file of cas (default 1GiB)")
 	f.StringVar(&db.db, "db", "", "postgres `URL` for lifecycle; a schema is made there and dropped (default $SKEP_DB, or SQLite)")
 	f.StringVar(&opts.BotDir, "bot-dir", "", "`DIR` with skep-bot executables (default: where skep lies)")
 	f.StringVar(&opts.Dir, "dir", "", "`DIR` for temporary files, on a disk")
