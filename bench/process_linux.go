@@ -18,8 +18,6 @@ type memory struct {
 	PSS float64 `json:"pss"` // pages shared with others count in part
 }
 
-const mib = 1 << 20
-
 // memoryOf adds up the memory of processes.
 func memoryOf(pids ...int) (m memory, err error) {
 	for _, pid := range pids {

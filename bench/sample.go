@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// mib is a MiB in bytes.
+const mib = 1 << 20
+
 // ms returns d in milliseconds.
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
