@@ -105,7 +105,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupTasks: {
 			newRunCommand(env), newTriggerCommand(env), newSpawnTasksCommand(env), newCollectCommand(env),
 			newCancelCommand(env), newCancelTasksCommand(env), newTasksCommand(env), newTaskCommand(env),
-			newRequestShowCommand(env), newReproduceCommand(env),
+			newRequestShowCommand(env), newReproduceCommand(env), newCASCommand(env),
 		},
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),

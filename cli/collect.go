@@ -18,15 +18,16 @@ import (
 
 	"github.com/skepdev/skep/api/clipb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/cas/archive"
 )
 
 // newCollectCommand: wait for tasks and gather how they went.
 // spec/cli-and-ui.md §3.3.
 func newCollectCommand(env *Env) *cobra.Command {
 	var conn connection
-	c := collector{env: env}
+	c := collector{env: env, conn: &conn}
 	var format string
-	var requests, casAddr string
+	var requests string
 	var stdout []string
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -68,11 +69,10 @@ func newCollectCommand(env *Env) *cobra.Command {
 	registerPath(cmd, &c.jsonPath, "write the summary to `FILE`, - for stdout", "json-output", "task-summary-json")
 	f.BoolVar(&c.python, "task-summary-python", false, "write the summary in its old form, {\"shards\": [...]}")
 	f.StringArrayVar(&stdout, "task-output-stdout", nil, "where output of tasks goes: `none, console, json, dir[:PATH] or all`; repeatable")
-	f.StringVar(&c.dir, "output-dir", "", "`DIR` for what dir puts into files")
+	f.StringVar(&c.dir, "output-dir", "", "`DIR` for output files of tasks, in DIR/TASK, which is cleared first, and for what dir puts into files")
 	f.IntVar(&c.parallel, "output-fetch-concurrency", 8, "how many outputs are fetched at once")
 	f.VarP(newChoice(&format, "", "table", "json"), "format", "o", "print the summary as `table|json` to stdout")
-	f.StringVar(&casAddr, "cas-addr", "", "no effect; accepted for old command lines")
-	_ = f.MarkHidden("cas-addr")
+	c.st.register(cmd)
 	conn.register(cmd)
 	return cmd
 }
@@ -101,6 +101,8 @@ func collectIDs(cmd *cobra.Command, path string, ids []string) ([]string, error)
 // collector waits for tasks.
 type collector struct {
 	env                       *Env
+	conn                      *connection
+	st                        storageFlags
 	fleet                     *fleet
 	wait, eager, perf, python bool
 	toConsole, toJSON, toDir  bool
@@ -283,7 +285,9 @@ func (c *collector) fetch(ctx context.Context, id string, e *clipb.ResultSummary
 		return
 	}
 	if c.dir != "" && e.Results.CasOutputRoot != nil {
-		e.Error = "output files are in content-addressed storage, which this version cannot fetch yet"
+		if err := c.fetchFiles(ctx, id, e); err != nil {
+			e.Error = err.Error()
+		}
 	}
 	var buf bytes.Buffer
 	if err := c.fleet.copyStdout(ctx, id, &buf); err != nil {
@@ -313,6 +317,31 @@ func (c *collector) fetch(ctx context.Context, id string, e *clipb.ResultSummary
 			c.sinkErr.set(fmt.Errorf("write the output: %w", err))
 		}
 	}
+}
+
+// fetchFiles puts the output files of a task into a directory of its own.
+func (c *collector) fetchFiles(ctx context.Context, id string, e *clipb.ResultSummaryEntry) error {
+	instance, root, err := reference(e.Results.CasOutputRoot)
+	if err != nil {
+		return fmt.Errorf("output files: %w", err)
+	}
+	from, err := c.st.open(c.env, c.conn, c.fleet, instance)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	dir := filepath.Join(c.dir, id)
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("output files: %w", err)
+	}
+	out, err := archive.Extract(ctx, from, root, dir, archive.Target{})
+	if err != nil {
+		return fmt.Errorf("output files: %w", err)
+	}
+	for _, p := range out.Files {
+		e.Outputs = append(e.Outputs, filepath.Join(dir, filepath.FromSlash(p)))
+	}
+	return nil
 }
 
 // stateLine is the console form of how a task went.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"syscall"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -24,6 +26,8 @@ import (
 type fleet struct {
 	*client.Client
 	url   string
+	token string // for calls that are not the API's
+	roots *x509.CertPool
 	notes io.Writer
 }
 
@@ -45,7 +49,7 @@ func newFleet(env *Env, c *connection, url, token string, roots *x509.CertPool) 
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{Client: cl, url: cl.Server(), notes: env.Stderr}
+	f := &fleet{Client: cl, url: cl.Server(), token: token, roots: roots, notes: env.Stderr}
 	if c.quiet {
 		f.notes = io.Discard
 	}
@@ -90,7 +94,7 @@ func isTransient(err error) bool {
 // text is all there is to say.
 func hint(err error) string {
 	switch {
-	case prpc.Refused(err):
+	case prpc.Refused(err), errors.Is(err, syscall.ECONNREFUSED):
 		return "; start a server with skep up, or name another with --server or SKEP_SERVER"
 	case skep.KindOf(err) == skep.Unauthenticated:
 		return "; set SKEP_TOKEN or --token-file (skep token create makes a token)"

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,19 +14,21 @@ import (
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/runner"
 )
 
 // newReproduceCommand: run a task's command on this machine.
 // spec/cli-and-ui.md §3.6.
 func newReproduceCommand(env *Env) *cobra.Command {
 	var conn connection
+	var st storageFlags
 	var work, out string
-	var ignored [3]string
+	var ignored [2]string
 	cmd := &cobra.Command{
 		Use:   "reproduce TASK",
 		Short: "Run a task's command on this machine",
-		Long: "Run the command of a task's last slice on this machine, with its environment and working directory.\n\n" +
-			"Named caches, secret bytes and time limits are not reproduced.",
+		Long: "Run the command of a task's last slice on this machine the way a bot would: with its inputs, its\n" +
+			"environment and empty named caches.\n\nSecret bytes and time limits are not reproduced.",
 		Args: exactly("a task id"),
 		RunE: env.action(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			if err := checkTaskIDs(args); err != nil {
@@ -46,11 +46,14 @@ func newReproduceCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("task %s %w", args[0], err)
 			}
-			r := reproduction{env: env, props: props}
+			r := reproduction{env: env, task: args[0], server: f.url, props: props}
 			if r.work, err = emptyDir("--work", work); err != nil {
 				return err
 			}
 			if r.out, err = emptyDir("--out", out); err != nil {
+				return err
+			}
+			if err := r.inputs(ctx, &conn, &st, f); err != nil {
 				return err
 			}
 			return r.run(ctx)
@@ -58,10 +61,11 @@ func newReproduceCommand(env *Env) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&work, "work", "work", "`DIR` to run in; it is cleared first")
 	cmd.Flags().StringVar(&out, "out", "out", "`DIR` for ${ISOLATED_OUTDIR}; it is cleared first")
-	for i, name := range []string{"cas-addr", "realm", "results-host"} {
+	for i, name := range []string{"realm", "results-host"} {
 		cmd.Flags().StringVar(&ignored[i], name, "", "no effect; accepted for old command lines")
 		_ = cmd.Flags().MarkHidden(name)
 	}
+	st.register(cmd)
 	conn.register(cmd)
 	return cmd
 }
@@ -76,8 +80,6 @@ func reproducible(req *pb.TaskRequestResponse) (*pb.TaskProperties, error) {
 	switch {
 	case len(props.GetCommand()) == 0:
 		return nil, errors.New("has no command")
-	case props.GetCasInputRoot().GetDigest().GetHash() != "":
-		return nil, errors.New("has inputs in content-addressed storage, which this version cannot fetch yet")
 	case len(props.GetCipdInput().GetPackages()) > 0:
 		return nil, errors.New("needs packages, which this version cannot install yet")
 	}
@@ -109,25 +111,58 @@ func emptyDir(flag, path string) (string, error) {
 
 // reproduction is one command to run.
 type reproduction struct {
-	env       *Env
-	props     *pb.TaskProperties
-	work, out string
+	env          *Env
+	task, server string
+	props        *pb.TaskProperties
+	work, out    string
 }
 
-func (r *reproduction) run(ctx context.Context) error {
-	botFile, err := os.CreateTemp("", "bot_file*.json")
+// inputs fetches the tree that the task starts with.
+func (r *reproduction) inputs(ctx context.Context, conn *connection, st *storageFlags, f *fleet) error {
+	ref := r.props.GetCasInputRoot()
+	if ref.GetDigest().GetHash() == "" {
+		return nil
+	}
+	instance, root, err := reference(ref)
+	if err != nil {
+		return fmt.Errorf("inputs of task %s: %w", r.task, err)
+	}
+	c, err := st.open(r.env, conn, f, instance)
 	if err != nil {
 		return err
 	}
-	botFile.Close()
-	defer os.Remove(botFile.Name())
-	cwd := filepath.Join(r.work, filepath.FromSlash(r.props.RelativeCwd))
-	if err := os.MkdirAll(cwd, 0o755); err != nil {
+	defer c.Close()
+	if _, err := fetch(ctx, r.env, c, root, r.work, false); err != nil {
+		return fmt.Errorf("inputs of task %s: %w", r.task, err)
+	}
+	return nil
+}
+
+// local is the task as a bot would start it.
+func (r *reproduction) local(temp string) *runner.Local {
+	l := &runner.Local{
+		TaskID: r.task, Server: r.server, Environ: r.env.Environ(), Command: r.props.Command, RelativeCwd: r.props.RelativeCwd,
+		Env: map[string]string{}, EnvPrefixes: map[string][]string{}, Run: r.work, Out: r.out, Temp: temp,
+	}
+	for _, e := range r.props.Env {
+		l.Env[e.Key] = e.Value
+	}
+	for _, p := range r.props.EnvPrefixes {
+		l.EnvPrefixes[p.Key] = append(l.EnvPrefixes[p.Key], p.Value...)
+	}
+	for _, c := range r.props.Caches {
+		l.Caches = append(l.Caches, c.Path)
+	}
+	return l
+}
+
+func (r *reproduction) run(ctx context.Context) error {
+	temp, err := os.MkdirTemp("", "skep-reproduce-")
+	if err != nil {
 		return err
 	}
-	environ := r.environ()
-	command := r.command(botFile.Name())
-	exe, err := lookPath(command[0], cwd, environ)
+	defer os.RemoveAll(temp)
+	cmd, err := r.local(temp).Cmd()
 	if err != nil {
 		return err
 	}
@@ -135,19 +170,20 @@ func (r *reproduction) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := proc.Start(&proc.Cmd{Path: exe, Args: command, Env: environ, Dir: cwd, Files: files})
+	cmd.Files = files
+	p, err := proc.Start(cmd)
 	if err != nil {
 		finish()
-		return fmt.Errorf("start %s: %w", exe, err)
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	defer context.AfterFunc(ctx, func() { end(p) })()
 	status := p.Wait()
 	finish()
 	switch {
 	case status.Err != nil:
-		return fmt.Errorf("%s: %w", quoteCommand(command), status.Err)
+		return fmt.Errorf("%s: %w", quoteCommand(cmd.Args), status.Err)
 	case status.Code != 0:
-		return fmt.Errorf("the command failed with exit code %d: %s", status.Code, quoteCommand(command))
+		return fmt.Errorf("the command failed with exit code %d: %s", status.Code, quoteCommand(cmd.Args))
 	}
 	return nil
 }
@@ -189,80 +225,4 @@ func (r *reproduction) files() (files []*os.File, finish func(), err error) {
 		files = append(files, out)
 	}
 	return files, finish, nil
-}
-
-// environ is our environment with the task's on top: an empty value removes a
-// variable, prefixes go in front of it.
-func (r *reproduction) environ() []string {
-	environ := r.env.Environ()
-	for _, e := range r.props.Env {
-		environ = setEnv(environ, e.Key, e.Value)
-	}
-	for _, p := range r.props.EnvPrefixes {
-		var parts []string
-		for _, v := range p.Value {
-			parts = append(parts, filepath.Join(r.work, filepath.FromSlash(v)))
-		}
-		if old := getEnv(environ, p.Key); old != "" {
-			parts = append(parts, old)
-		}
-		environ = setEnv(environ, p.Key, strings.Join(parts, string(os.PathListSeparator)))
-	}
-	return environ
-}
-
-func getEnv(environ []string, key string) string {
-	for _, e := range slices.Backward(environ) {
-		if k, v, _ := strings.Cut(e, "="); k == key {
-			return v
-		}
-	}
-	return ""
-}
-
-func setEnv(environ []string, key, value string) []string {
-	environ = slices.DeleteFunc(slices.Clone(environ), func(e string) bool { return strings.HasPrefix(e, key+"=") })
-	if value == "" {
-		return environ
-	}
-	return append(environ, key+"="+value)
-}
-
-// command replaces the placeholders of spec/cli-and-ui.md §3.6.
-func (r *reproduction) command(botFile string) []string {
-	suffix := ""
-	if runtime.GOOS == "windows" {
-		suffix = ".exe"
-	}
-	replace := strings.NewReplacer("${ISOLATED_OUTDIR}", r.out, "${EXECUTABLE_SUFFIX}", suffix, "${SWARMING_BOT_FILE}", botFile)
-	out := make([]string, len(r.props.Command))
-	for i, a := range r.props.Command {
-		out[i] = replace.Replace(a)
-	}
-	return out
-}
-
-// lookPath finds the executable as the task's shell would: a name with a
-// slash below dir, any other in the PATH of environ.
-func lookPath(name, dir string, environ []string) (string, error) {
-	candidates := []string{""}
-	if runtime.GOOS == "windows" {
-		candidates = []string{"", ".exe", ".bat", ".cmd", ".com"}
-	}
-	dirs := filepath.SplitList(getEnv(environ, "PATH"))
-	if strings.ContainsAny(name, `/`+string(filepath.Separator)) {
-		dirs = []string{dir}
-	}
-	for _, d := range dirs {
-		for _, suffix := range candidates {
-			path := name + suffix
-			if !filepath.IsAbs(path) {
-				path = filepath.Join(d, path)
-			}
-			if info, err := os.Stat(path); err == nil && !info.IsDir() && (runtime.GOOS == "windows" || info.Mode()&0o111 != 0) {
-				return path, nil
-			}
-		}
-	}
-	return "", fmt.Errorf("no executable %s is found", name)
 }

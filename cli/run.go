@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/cas/archive"
 )
 
 // Exit codes of skep run beside the task's own.
@@ -24,7 +25,9 @@ const (
 func newRunCommand(env *Env) *cobra.Command {
 	var t taskFlags
 	var conn connection
+	var st storageFlags
 	var in, out string
+	var exclude []string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND...",
 		Short: "Run one task, stream its output, return its exit code",
@@ -38,31 +41,49 @@ Exit codes:
   125  the task gave no exit code (BOT_DIED, NO_RESOURCE, EXPIRED, CLIENT_ERROR),
        or skep run could not submit or follow it
   130  the task was canceled, by Ctrl-C or by somebody else`,
-		Example:     "  skep run -- sh -c 'echo hi; exit 3'\n  skep run -d os=Linux --cache go=cache --env GOCACHE=cache -- go test ./...",
+		Example:     "  skep run -- sh -c 'echo hi; exit 3'\n  skep run -i src -O out -- sh -c 'make && cp app ${ISOLATED_OUTDIR}'\n  skep run -d os=Linux --cache go=cache --env GOCACHE=cache -- go test ./...",
 		Annotations: map[string]string{annotationStops: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
 				return runError(usageErrorf(cmd, "no command; write it after --, as in: skep run -- echo hi"))
-			case in != "" || out != "":
-				return runError(usageErrorf(cmd, "-i/--in and -O/--out come with content-addressed storage, which this version does not have yet"))
-			}
-			req, err := t.request(cmd, env, args, func() string { return path.Base(args[0]) })
-			if err != nil {
-				return runError(err)
+			case in != "" && t.digest != "":
+				return runError(usageErrorf(cmd, "-i/--in and --digest both give the inputs; use one"))
+			case out != "":
+				if err := archive.CheckTarget(out, false); err != nil {
+					return runError(fmt.Errorf("-O/--out: %w", err))
+				}
 			}
 			f, err := conn.open(env)
 			if err != nil {
 				return runError(err)
 			}
+			if in != "" {
+				if err := t.uploadInputs(cmd, env, &conn, &st, f, in, exclude); err != nil {
+					return runError(err)
+				}
+			}
+			req, err := t.request(cmd, env, args, func() string { return path.Base(args[0]) })
+			if err != nil {
+				return runError(err)
+			}
 			req.ParentTaskId = parentTask(env, f.url)
-			return (&session{env: env, fleet: f}).run(cmd.Context(), req)
+			s := &session{env: env, fleet: f}
+			if out != "" {
+				s.outputs = func(ctx context.Context, r *pb.TaskResultResponse) error {
+					return fetchOutputs(ctx, env, &conn, &st, f, r, out)
+				}
+			}
+			return s.run(cmd.Context(), req)
 		},
 	}
 	t.expiration, t.hardTimeout, t.ioTimeout, t.gracePeriod = 3600, 3600, 0, 30
 	t.register(cmd)
-	cmd.Flags().StringVarP(&in, "in", "i", "", "`DIR` with input files")
-	cmd.Flags().StringVarP(&out, "out", "O", "", "`DIR` for output files")
+	t.registerStorage(cmd)
+	cmd.Flags().StringVarP(&in, "in", "i", "", "`DIR` with input files, which the task finds in its directory")
+	cmd.Flags().StringArrayVar(&exclude, "exclude", nil, "leave out of the inputs what matches `PATTERN`; see skep cas archive --help")
+	cmd.Flags().StringVarP(&out, "out", "O", "", "`DIR`, new or empty, for what the task leaves in ${ISOLATED_OUTDIR} and for its --output paths")
+	st.register(cmd)
 	conn.register(cmd)
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return runError(flagError(cmd, err)) })
 	cmd.Flags().SetInterspersed(false)
@@ -80,8 +101,9 @@ func runError(err error) error {
 
 // session is one skep run.
 type session struct {
-	env   *Env
-	fleet *fleet
+	env     *Env
+	fleet   *fleet
+	outputs func(context.Context, *pb.TaskResultResponse) error // nil: nobody wants them
 }
 
 // submitGrace is how long the first Ctrl-C lets a submission go on: the task
@@ -108,7 +130,15 @@ func (s *session) run(ctx context.Context, req *pb.NewTaskRequest) error {
 			ended <- runError(err)
 			return
 		}
-		ended <- outcome(result)
+		err = outcome(result)
+		if s.outputs != nil {
+			if fetched := s.outputs(ctx, result); fetched != nil && err == nil {
+				err = runError(fetched)
+			} else if fetched != nil { // the task's own end says more
+				s.fleet.notef("%v", fetched)
+			}
+		}
+		ended <- err
 	}()
 	var id string
 	interrupts := 0

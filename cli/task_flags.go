@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/client"
 )
 
@@ -64,10 +64,16 @@ func (t *taskFlags) registerTrigger(cmd *cobra.Command) {
 	t.optional.what, t.packages.what = "k=v:SECONDS", "[DIR:]NAME=VERSION"
 	f.Var(&t.optional, "optional-dimension", "dimension to insist on for the first SECONDS only")
 	f.Var(&t.packages, "cipd-package", "package to install; repeatable")
+	t.registerStorage(cmd)
+	f.BoolVar(&t.resultDB, "enable-resultdb", false, "make a ResultDB invocation")
+}
+
+// registerStorage adds inputs and outputs.
+func (t *taskFlags) registerStorage(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.StringArrayVar(&t.outputs, "output", nil, "`PATH` to keep after the run; repeatable")
 	f.StringVar(&t.digest, "digest", "", "inputs, as `HASH/SIZE` of a directory in content-addressed storage")
 	f.StringVar(&t.casInstance, "cas-instance", "", "instance that holds --digest (default "+defaultCASInstance+")")
-	f.BoolVar(&t.resultDB, "enable-resultdb", false, "make a ResultDB invocation")
 }
 
 // request builds the call. Its request_uuid is always set, so that it can be
@@ -135,15 +141,11 @@ func (t *taskFlags) properties(cmd *cobra.Command, command []string) (*pb.TaskPr
 		props.CipdInput.Packages = append(props.CipdInput.Packages, &pb.CipdPackage{Path: dir, PackageName: name, Version: p.value})
 	}
 	if t.digest != "" {
-		hash, size, ok := strings.Cut(t.digest, "/")
-		n, err := strconv.ParseInt(size, 10, 64)
-		if !ok || err != nil || n < 0 || hash == "" {
+		d, err := cas.ParseDigest(t.digest)
+		if err != nil {
 			return nil, usageErrorf(cmd, "--digest %q: want HASH/SIZE", t.digest)
 		}
-		props.CasInputRoot = &pb.CASReference{
-			CasInstance: cmp.Or(t.casInstance, defaultCASInstance),
-			Digest:      &pb.Digest{Hash: hash, SizeBytes: n},
-		}
+		props.CasInputRoot = toReference(cmp.Or(t.casInstance, defaultCASInstance), d)
 	}
 	if t.secretPath != "" {
 		secret, err := os.ReadFile(t.secretPath)

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -221,7 +220,7 @@ func TestExtractStaysInside(t *testing.T) {
 }
 
 func BenchmarkUploadGoroot(b *testing.B) {
-	dir := filepath.Join(runtime.GOROOT(), "src")
+	dir := goroot(b)
 	for b.Loop() {
 		b.StopTimer()
 		c := storage(b)
@@ -233,7 +232,7 @@ func BenchmarkUploadGoroot(b *testing.B) {
 }
 
 func BenchmarkUploadGorootUnchanged(b *testing.B) {
-	dir := filepath.Join(runtime.GOROOT(), "src")
+	dir := goroot(b)
 	c := storage(b)
 	opt := Options{StatCache: filepath.Join(b.TempDir(), "stats")}
 	for range 2 {
@@ -250,7 +249,7 @@ func BenchmarkUploadGorootUnchanged(b *testing.B) {
 
 func BenchmarkExtractGoroot(b *testing.B) {
 	c := storage(b)
-	up, err := Upload(b.Context(), c, filepath.Join(runtime.GOROOT(), "src"), Options{})
+	up, err := Upload(b.Context(), c, goroot(b), Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -91,7 +91,7 @@ func (c *Client) open(ctx context.Context, method string, body io.Reader, size i
 			req.Header.Set(k, v)
 		}
 	}
-	if s.resp, err = c.http.RoundTrip(req); err != nil {
+	if s.resp, err = c.http.RoundTrip(req); err != nil { //nolint:bodyclose // close does
 		err = cause(ctx, err)
 		s.close()
 		return nil, err
@@ -226,16 +226,16 @@ func (c *Client) unary(ctx context.Context, method string, msg [][]byte, buf []b
 	}
 	defer s.close()
 	answer, err := s.recv(buf, maxAnswer)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil, statusf(unavailable, "the answer has no message")
 	}
 	if err != nil {
 		return nil, err
 	}
-	switch _, err = s.next(maxAnswer); err {
-	case io.EOF:
+	switch _, err = s.next(maxAnswer); {
+	case errors.Is(err, io.EOF):
 		return answer, nil
-	case nil:
+	case err == nil:
 		return nil, statusf(unimplemented, "the answer has more than one message")
 	default:
 		return nil, err

@@ -63,6 +63,7 @@ func decodeCapabilities(b []byte) (l Limits, err error) {
 				each(f, func(v uint64) { l.ZstdBatch = l.ZstdBatch || v == zstdCode })
 			case 8:
 				l.Blob = int64(f.Varint)
+			default:
 			}
 			return nil
 		})
@@ -134,6 +135,7 @@ func decodeBatch(b []byte, statusField protowire.Number) (list []batchResult, er
 				r.data = f.Bytes
 			case 4:
 				r.compressor = f.Varint
+			default:
 			}
 			return err
 		})
@@ -152,6 +154,7 @@ func decodeStatus(b []byte) (is, err error) {
 			s.code = code(min(f.Varint, 255))
 		case 2:
 			s.text = percentDecode(string(f.Bytes[:min(len(f.Bytes), maxStatusText)]))
+		default:
 		}
 		return nil
 	})
@@ -164,7 +167,7 @@ func decodeStatus(b []byte) (is, err error) {
 // decodeTree reads GetTreeResponse; the directories are undecoded.
 func decodeTree(b []byte) (dirs [][]byte, token string, err error) {
 	err = cas.Fields(b, func(n protowire.Number, f cas.Field) error {
-		switch n {
+		switch n { //nolint:exhaustive // numbers of fields
 		case 1:
 			dirs = append(dirs, f.Bytes)
 		case 2:
@@ -189,7 +192,7 @@ func decodeRead(b []byte) (data []byte, err error) {
 // decodeWrite reads WriteResponse and QueryWriteStatusResponse.
 func decodeWrite(b []byte) (committed int64, complete bool, err error) {
 	err = cas.Fields(b, func(n protowire.Number, f cas.Field) error {
-		switch n {
+		switch n { //nolint:exhaustive // numbers of fields
 		case 1:
 			committed = int64(f.Varint)
 		case 2:

@@ -293,7 +293,7 @@ func (c *Client) readOnce(ctx context.Context, in *incoming, compressed bool) er
 	pieces := func(fn func([]byte) error) error {
 		for {
 			m, err := s.recv(*buf, maxAnswer)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			if err != nil {

@@ -23,12 +23,6 @@ import (
 	"github.com/skepdev/skep/cas"
 )
 
-// remote makes a client take loopback for a far network, where compressing pays.
-func remote(c *Client) *Client {
-	c.loopback = false
-	return c
-}
-
 // load is blobs of every size class.
 func load() (list []Source) {
 	for i, n := range []int{0, 1, 100, 5000, 64 << 10, 1 << 20, 4<<20 - 70_000, 4<<20 + 1} {

@@ -27,7 +27,7 @@ func (c *Client) retry(ctx context.Context, what string, do func(context.Context
 		if err == nil {
 			return nil
 		}
-		if err == errMore && ctx.Err() == nil {
+		if errors.Is(err, errMore) && ctx.Err() == nil {
 			last, full = time.Now(), 0
 			pause.Reset()
 			continue
@@ -51,13 +51,4 @@ func (c *Client) retry(ctx context.Context, what string, do func(context.Context
 			return c.outward(ctx, what, err)
 		}
 	}
-}
-
-// call is a unary call with retries.
-func (c *Client) call(ctx context.Context, what, method string, msg [][]byte, buf []byte) (answer []byte, err error) {
-	err = c.retry(ctx, what, func(ctx context.Context) (bool, error) {
-		answer, err = c.unary(ctx, method, msg, buf)
-		return false, err
-	})
-	return answer, err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
@@ -106,11 +107,10 @@ func (c *Client) directories(ctx context.Context, list []cas.Digest, t *tree) er
 			ask = append(ask, d)
 		}
 	}
-	results := make(chan error, 1)
-	results <- nil
+	var mu sync.Mutex
 	return c.ReadBatch(ctx, ask, func(d cas.Digest, b []byte) error {
-		<-results // one at a time
-		defer func() { results <- nil }()
+		mu.Lock()
+		defer mu.Unlock()
 		if err := t.grow(len(b)); err != nil {
 			return err
 		}
@@ -163,7 +163,7 @@ func (c *Client) getPage(ctx context.Context, root cas.Digest, t *tree, token *s
 	defer s.close()
 	for {
 		m, err := s.recv(nil, maxAnswer)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return progress, nil
 		}
 		if err != nil {

@@ -117,8 +117,7 @@ func (w *writing) try(ctx context.Context) (progress bool, err error) {
 // status asks how much of the blob the storage has.
 func (w *writing) status(ctx context.Context) (at int64, complete bool, err error) {
 	b, err := w.c.unary(ctx, methodWriteStatus, [][]byte{appendString(nil, 1, w.name)}, nil)
-	switch codeOf(err) {
-	case notFound, unimplemented:
+	if c := codeOf(err); c == notFound || c == unimplemented {
 		return 0, false, nil
 	}
 	if err != nil {
@@ -154,7 +153,7 @@ func (w *writing) once(ctx context.Context, at int64) error {
 	if local := body.local(); local != nil {
 		return permanentError{local}
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return statusf(unavailable, "the answer has no message")
 	}
 	if err != nil {

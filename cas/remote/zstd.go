@@ -53,8 +53,7 @@ func (z *codec) decode(w io.Writer, stop func(), pieces func(func([]byte) error)
 	if err != nil {
 		r.CloseWithError(err)
 		stop()
-		<-fed
-		return permanentError{err}
+		return permanentError{errors.Join(err, <-fed)}
 	}
 	_, err = d.WriteTo(w)
 	d.Close()
