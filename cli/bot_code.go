@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/rollout"
 )
 
@@ -55,7 +56,51 @@ func (s *service) openCode(ctx context.Context, dir, reboot string) error {
 		s.log.InfoContext(ctx, "no skep-bot to hand out", "dir", dir)
 		return nil
 	}
-	return s.code.Offer(ctx, r, func(h string) ([]byte, error) { return os.ReadFile(parts[h]) }, false)
+	s.release, s.parts = r, parts
+	return s.offer(ctx, false)
+}
+
+// offer offers the release with the base script of hooks as it is now; changed
+// as rollout's. It is called by one goroutine at a time.
+func (s *service) offer(ctx context.Context, changed bool) error {
+	if s.release == nil {
+		return nil
+	}
+	text := ""
+	if s.config != nil {
+		text = s.config.script(baseHooks)
+	}
+	if changed && text == s.hooks {
+		return nil
+	}
+	r := *s.release
+	var textHash string
+	if text != "" {
+		sum := sha256.Sum256([]byte(text))
+		textHash = hex.EncodeToString(sum[:])
+		r.Files = map[string]string{code.HooksName: textHash}
+	}
+	err := s.code.Offer(ctx, &r, func(h string) ([]byte, error) {
+		if h == textHash {
+			return []byte(text), nil
+		}
+		return os.ReadFile(s.parts[h])
+	}, changed)
+	if err == nil {
+		s.hooks = text
+	}
+	return err
+}
+
+// baseHooks is the script under scripts/ that is part of the bot code.
+const baseHooks = "bot_config.star"
+
+// configChanged follows a change of the configuration.
+func (s *service) configChanged(ctx context.Context) {
+	s.sched.EndWaits()
+	if err := s.offer(ctx, true); err != nil {
+		s.log.ErrorContext(ctx, "the changed hooks are not handed out", "err", err)
+	}
 }
 
 // botDirectory is where skep-bot executables lie: dir, or where skep lies.

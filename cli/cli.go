@@ -111,7 +111,7 @@ func newRootCommand(env *Env) *cobra.Command {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
 		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
-		"":          {newVersionCommand(env)},
+		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {
 		for _, cmd := range cmds {
 			cmd.GroupID = id

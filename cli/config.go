@@ -20,7 +20,7 @@ import (
 // newConfigCommand groups what is done with a configuration directory.
 func newConfigCommand(env *Env) *cobra.Command {
 	cmd := group("config", "Check and show the configuration")
-	cmd.AddCommand(newConfigValidateCommand(env), newConfigShowCommand(env))
+	cmd.AddCommand(newConfigValidateCommand(env), newConfigShowCommand(env), newConfigTestHookCommand(env))
 	return cmd
 }
 

@@ -31,7 +31,10 @@ type service struct {
 	code     *rollout.Keeper
 	server   *server.Server
 	storage  storage
-	config   *fleetConfig // nil = no configuration directory
+	config   *fleetConfig      // nil = no configuration directory
+	release  *rollout.Release  // bot code without the configuration's hooks; nil = none
+	parts    map[string]string // of the release: path by hash
+	hooks    string            // base script last offered
 
 	listener net.Listener
 	admin    net.Listener // nil where it cannot be
@@ -161,7 +164,7 @@ func (s *service) run(ctx context.Context) error {
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return s.code.Run(failed) })
 	if s.config != nil {
-		g.Go(func() error { return s.config.run(failed, s.sched.EndWaits) })
+		g.Go(func() error { return s.config.run(failed, func() { s.configChanged(failed) }) })
 	}
 	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
 	port := s.door.split(s.listener)
