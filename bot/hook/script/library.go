@@ -99,7 +99,7 @@ func listDir(_ *starlark.Thread, fn *starlark.Builtin, args starlark.Tuple, kwar
 	}
 	defer f.Close()
 	names, err := f.Readdirnames(maxList + 1)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	if len(names) > maxList {
