@@ -94,7 +94,7 @@ func BenchmarkInputs(b *testing.B) {
 		_ = os.RemoveAll(filepath.Join(dir, "cp"))
 	}
 	make1 := func(b *testing.B, at string, root cas.Digest, m cache.Method) {
-		w, err := os.MkdirTemp(at, "w")
+		w, err := os.MkdirTemp(at, "w") //nolint:usetesting // beside the cache
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -138,7 +138,7 @@ func BenchmarkInputs(b *testing.B) {
 			b.Run(strings.Join([]string{t.name, "cold", string(m)}, "-"), func(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
-					at, err := os.MkdirTemp(dir, "c")
+					at, err := os.MkdirTemp(dir, "c") //nolint:usetesting // removed within the loop
 					if err != nil {
 						b.Fatal(err)
 					}

@@ -147,7 +147,7 @@ func (o *outputs) add(root *os.Root, name, as string, follow bool, depth int) er
 		}
 		if fi, err = root.Stat(name); err != nil {
 			log.Warn("output is a link that leads out, or nowhere; left out", "err", err)
-			return nil
+			return nil //nolint:nilerr // it is told
 		}
 	}
 	if err != nil {

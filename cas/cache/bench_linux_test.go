@@ -34,7 +34,7 @@ func BenchmarkSmallFiles(b *testing.B) {
 		b.Run("cold/"+string(m.Method), func(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
-				sub, err := os.MkdirTemp(dir, "c")
+				sub, err := os.MkdirTemp(dir, "c") //nolint:usetesting // removed within the loop
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -127,7 +127,7 @@ func TestIdentity(t *testing.T) {
 			dir := tempDir(t)
 			rapid.Check(t, func(rt *rapid.T) {
 				f := newFake()
-				sub, err := os.MkdirTemp(dir, "c")
+				sub, err := os.MkdirTemp(dir, "c") //nolint:usetesting // one for each tree
 				if err != nil {
 					t.Fatal(err)
 				}

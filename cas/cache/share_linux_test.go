@@ -178,7 +178,7 @@ func TestReflink(t *testing.T) {
 			dir := mountLoop(t, kind.name, kind.mkfs)
 			f, roots := corpus()
 			c := openAt(t, dir)
-			t.Cleanup(func() { _ = c.Close() }) // before it is unmounted
+			t.Cleanup(func() { _ = c.Close() })                                  // before it is unmounted
 			for _, how := range []How{{UID: -1}, {UID: foreign, GID: foreign}} { // the first choice for everybody
 				for range 2 {
 					r := materialise(t, c, f, roots[0], dir, how)

@@ -202,7 +202,7 @@ func TestClean(t *testing.T) {
 // Caches agree with a map, whatever is done to them.
 func TestAgreesWithAMap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "named")
+		dir, err := os.MkdirTemp("", "named") //nolint:usetesting // one for each check
 		if err != nil {
 			t.Fatal(err)
 		}
