@@ -280,7 +280,7 @@ func (s *show) round(ctx context.Context, n int) error {
 	time.Sleep(time.Duration(s.rng.IntN(20_000)) * time.Microsecond) //nolint:forbidigo // the random moment itself
 	pid, running := bot.Running(s.home())
 	if running && pid > 0 {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := signal(pid, os.Kill); err != nil {
 			return err
 		}
 	}
@@ -381,12 +381,24 @@ func (s *show) last(ctx context.Context) error {
 	return nil
 }
 
+// signal reaches a process that may have ended.
+func signal(pid int, sig os.Signal) error {
+	p, err := os.FindProcess(pid)
+	if err == nil {
+		err = p.Signal(sig)
+	}
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
 // end terminates the bot and looks what it left.
 func (s *show) end() error {
 	var errs []error
 	if s.born != nil {
 		if pid, ok := bot.Running(s.home()); ok {
-			_ = syscall.Kill(pid, syscall.SIGTERM)
+			_ = signal(pid, syscall.SIGTERM)
 		}
 		select {
 		case <-s.born.Done():
