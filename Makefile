@@ -83,7 +83,7 @@ generate: ## remake generated code and drawings
 
 .PHONY: bench
 bench: build ## run every benchmark and print the figures of this machine
-	@set -e; for c in dispatch lifecycle overhead idle; do bin/skep bench $$c; done
+	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
 .PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5
@@ -101,3 +101,6 @@ show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 .PHONY: show-3.1
 show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
 	$(GO) run ./internal/show birth
+.PHONY: show-2.1
+show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
+	$(GO) run ./internal/show trees

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skepdev/skep/internal/show/birth"
 	"github.com/skepdev/skep/internal/show/chaos"
+	"github.com/skepdev/skep/internal/show/content"
 	"github.com/skepdev/skep/internal/show/floors"
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
@@ -33,6 +34,8 @@ func run(args []string) int {
 			return fuzz.Main(args[1:])
 		case "gostd":
 			return gostd.Main(args[1:])
+		case "trees", "speed", "kills", "hostile", "soak":
+			return content.Main(args[0], args[1:])
 		}
 	}
 	fmt.Fprintln(os.Stderr, "usage: show birth|chaos|floors|fresh|fuzz|gostd [flags]")

@@ -1,0 +1,5 @@
+package content
+
+import "context"
+
+func speed(context.Context, options) error { return errTodo }

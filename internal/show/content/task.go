@@ -1,0 +1,98 @@
+package content
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/skepdev/skep"
+	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/cas"
+)
+
+// job is a task to run on one bot.
+type job struct {
+	bot     string
+	command []string
+	inputs  cas.Digest // Empty or zero: none
+	outputs []string
+	secs    int32 // execution timeout; 0 = 300
+}
+
+// submit makes the task.
+func (s *site) submit(ctx context.Context, j job) (string, error) {
+	if j.secs == 0 {
+		j.secs = 300
+	}
+	p := &pb.TaskProperties{
+		Command: j.command, ExecutionTimeoutSecs: j.secs, GracePeriodSecs: 1, IoTimeoutSecs: 0, Outputs: j.outputs,
+		Dimensions: []*pb.StringPair{{Key: "pool", Value: "default"}},
+	}
+	if j.bot != "" {
+		p.Dimensions = append(p.Dimensions, &pb.StringPair{Key: "id", Value: j.bot})
+	}
+	if j.inputs != (cas.Digest{}) {
+		p.CasInputRoot = &pb.CASReference{
+			CasInstance: "projects/skep/instances/default",
+			Digest:      &pb.Digest{Hash: j.inputs.Hash.String(), SizeBytes: j.inputs.Size},
+		}
+	}
+	ans, err := s.client.NewTask(ctx, &pb.NewTaskRequest{
+		Name: "show", Priority: 100,
+		TaskSlices: []*pb.TaskSlice{{ExpirationSecs: 600, WaitForCapacity: true, Properties: p}},
+	})
+	return ans.GetTaskId(), err
+}
+
+// outcome is a task that has ended.
+type outcome struct {
+	*pb.TaskResultResponse
+	output string
+}
+
+// await waits for the end of a task, over any outage of the server.
+func (s *site) await(ctx context.Context, id string) (outcome, error) {
+	known, offset := pb.TaskState_PENDING, int64(0)
+	for {
+		w, err := s.client.Watch(ctx, id, offset, known, 10*time.Second)
+		if err != nil {
+			return outcome{}, err
+		}
+		known, offset = w.State, offset+int64(len(w.Output))
+		if !skep.TaskState(w.State).Final() {
+			continue
+		}
+		// What comes last, such as statistics, is with the result.
+		res, err := s.client.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: id, IncludePerformanceStats: true})
+		if err != nil {
+			return outcome{}, err
+		}
+		out, err := s.client.GetStdout(ctx, &pb.TaskIdWithOffsetRequest{TaskId: id})
+		if err != nil {
+			return outcome{}, err
+		}
+		return outcome{res, string(out.Output)}, nil
+	}
+}
+
+// run submits a task and waits for its end.
+func (s *site) run(ctx context.Context, j job) (outcome, error) {
+	id, err := s.submit(ctx, j)
+	if err != nil {
+		return outcome{}, err
+	}
+	return s.await(ctx, id)
+}
+
+// good returns an error for a task that did not succeed.
+func (o outcome) good() error {
+	if o.State == pb.TaskState_COMPLETED && o.ExitCode == 0 {
+		return nil
+	}
+	return fmt.Errorf("task %s is %v, exit code %d, and printed %.500q", o.TaskId, o.State, o.ExitCode, o.output)
+}
+
+// download are the statistics of a task's inputs; nil when there are none.
+func (o outcome) download() *pb.CASOperationStats {
+	return o.GetPerformanceStats().GetIsolatedDownload()
+}
