@@ -176,7 +176,7 @@ func (s *Scheduler) missing(ctx context.Context) error {
 			if err := tx.SaveBot(b); err != nil {
 				return err
 			}
-			return tx.AddEvent(b, skep.EventMissing, "", b.Task)
+			return tx.AddEvent(b.ID, skep.EventMissing, "", b.Task)
 		})
 		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err

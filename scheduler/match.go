@@ -176,13 +176,10 @@ func (s *Scheduler) claim(ctx context.Context, tx *store.Tx, t *skep.Task, req *
 	if req.IsTermination() {
 		event = skep.EventTerminate
 	}
-	if err := tx.Occupy(b.ID, t.ID, req.Name, string(event)+":"+w.key); err != nil {
+	if err := tx.Occupy(b.ID, t.ID, req.Name, event, w.key); err != nil {
 		return Command{}, err
 	}
 	if err := tx.ClaimTask(t, b.DimensionsKey); err != nil {
-		return Command{}, err
-	}
-	if err := tx.AddTaskEvent(b.ID, event, "", t.ID); err != nil {
 		return Command{}, err
 	}
 	cmd := Command{Task: t, Request: req}

@@ -114,7 +114,7 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 		if repeated || (frequent(event) && old != nil && lost == nil && same(old, &n)) {
 			return nil
 		}
-		return tx.AddTaskEvent(n.ID, event, message, 0)
+		return tx.AddEvent(n.ID, event, message, 0)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
@@ -331,8 +331,7 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 		lost = nil
 		old, err := tx.LockBot(b.ID)
 		if skep.KindOf(err) == skep.NotFound && err != nil {
-			old, err = b, nil // it never polled: the event is all there is
-			return tx.AddEvent(old, event, message, 0)
+			return tx.AddStrayEvent(b, event, message) // it never polled: the event is all there is
 		}
 		if err != nil {
 			return err
@@ -342,7 +341,7 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 		}
 		if b.SessionID != "" && old.SessionID != "" && b.SessionID != old.SessionID {
 			// An earlier process of the bot: it says nothing about the present one.
-			return tx.AddTaskEvent(b.ID, event, message, 0)
+			return tx.AddEvent(b.ID, event, message, 0)
 		}
 		old.LastSeen = tx.Now
 		if event == skep.EventShutdown || event == skep.EventRebooting {
@@ -370,7 +369,7 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 		if err := tx.SaveBot(old); err != nil {
 			return err
 		}
-		return tx.AddEvent(old, event, message, 0)
+		return tx.AddEvent(b.ID, event, message, 0)
 	})
 	if err != nil {
 		return fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
@@ -396,7 +395,7 @@ func (s *Scheduler) Delete(ctx context.Context, id skep.BotID) error {
 				return err
 			}
 		}
-		if err := tx.AddEvent(b, skep.EventDeleted, "", 0); err != nil {
+		if err := tx.AddEvent(id, skep.EventDeleted, "", 0); err != nil {
 			return err
 		}
 		return tx.DeleteBot(id)

@@ -124,11 +124,8 @@ func (s *Scheduler) finish(ctx context.Context, r skep.Report) (Answer, error) {
 		case t.State == skep.Killed || t.State == skep.Canceled:
 			event = skep.EventKilled
 		}
-		if err := tx.Release(r.Bot, t.ID, string(event)+":"+t.ID.String()); err != nil {
-			return err
-		}
 		done = t
-		return tx.AddTaskEvent(r.Bot, event, message, t.ID)
+		return tx.Release(r.Bot, t.ID, event, message)
 	}, store.KeyTask(r.Task))
 	if err == nil && done != nil {
 		s.ended(ctx, done, skep.Running)

@@ -36,7 +36,7 @@ func (s *Server) getBot(ctx context.Context, req *pb.BotRequest) (*pb.BotInfo, e
 		}
 		return api.Bot(b), nil
 	}
-	events, eventsErr := s.store.BotEvents(ctx, store.EventFilter{Bot: id, Limit: 1})
+	events, _, eventsErr := s.store.BotEvents(ctx, store.EventFilter{Bot: id, Limit: 1})
 	if eventsErr != nil {
 		return nil, eventsErr
 	}
@@ -107,8 +107,8 @@ func (s *Server) listBotEvents(ctx context.Context, req *pb.BotEventsRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	f.Below = c.Key
-	events, err := s.store.BotEvents(ctx, f)
+	f.From = c.Key
+	events, next, err := s.store.BotEvents(ctx, f)
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +121,8 @@ func (s *Server) listBotEvents(ctx context.Context, req *pb.BotEventsRequest) (*
 	for _, e := range events {
 		out.Items = append(out.Items, api.BotEvent(e))
 	}
-	if len(events) == f.Limit {
-		out.Cursor = s.cursors.seal(cursor{Kind: cursorBotEvents, Key: events[len(events)-1].Seq})
+	if next != 0 {
+		out.Cursor = s.cursors.seal(cursor{Kind: cursorBotEvents, Key: next})
 	}
 	return out, nil
 }

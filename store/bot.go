@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	botColumns = `b.id, COALESCE(d.dimensions, '{}'), COALESCE(s.state, '{}'), b.dims, b.version, b.session, b.authenticated, b.ip, b.first_seen_us, b.last_seen_us,
+	botColumns = `b.id, COALESCE(d.dimensions, '{}'), COALESCE(s.state, '{}'), b.dims, ` + whoColumns + `, b.first_seen_us, b.last_seen_us,
 	b.idle_us, b.task, b.task_name, b.quarantined, b.maintenance, b.dead, b.terminated, b.last_event`
-	botTable = `bots b LEFT JOIN bot_snapshots s ON s.id = b.snapshot LEFT JOIN dimension_sets d ON d.id = b.dims`
+	whoColumns = `COALESCE(s.version, ''), COALESCE(s.session, ''), COALESCE(s.authenticated, ''), COALESCE(s.ip, '')`
+	botTable   = `bots b LEFT JOIN bot_snapshots s ON s.id = b.snapshot LEFT JOIN dimension_sets d ON d.id = b.dims`
 )
 
 func scanBot(row scanner) (*skep.Bot, error) {
@@ -106,15 +107,15 @@ func (tx *Tx) SaveBot(b *skep.Bot) error {
 	if err != nil {
 		return err
 	}
-	err = tx.write(`INSERT INTO bots (id, dims, snapshot, version, session, authenticated, ip, first_seen_us, last_seen_us,
-			idle_us, task, task_name, quarantined, maintenance, dead, terminated, last_event)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)
+	err = tx.write(`INSERT INTO bots (id, dims, snapshot, first_seen_us, last_seen_us,
+			idle_us, task, task_name, quarantined, maintenance, dead, terminated, last_event, last_seq, last_task)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,
+			COALESCE((SELECT last_seq FROM bot_history WHERE bot = $1), 0), COALESCE((SELECT last_task FROM bot_history WHERE bot = $1), 0))
 		ON CONFLICT (id) DO UPDATE SET dims = excluded.dims, snapshot = excluded.snapshot,
-			version = excluded.version, session = excluded.session, authenticated = excluded.authenticated, ip = excluded.ip,
 			first_seen_us = excluded.first_seen_us, last_seen_us = excluded.last_seen_us, idle_us = excluded.idle_us, task = excluded.task,
 			task_name = excluded.task_name, quarantined = excluded.quarantined, maintenance = excluded.maintenance, dead = excluded.dead,
 			terminated = excluded.terminated, last_event = excluded.last_event`,
-		b.ID, b.DimensionsKey, snapshot, b.Version, b.SessionID, b.Authenticated, b.ExternalIP, micros(b.FirstSeen), micros(b.LastSeen),
+		b.ID, b.DimensionsKey, snapshot, micros(b.FirstSeen), micros(b.LastSeen),
 		micros(b.IdleSince), b.Task, b.TaskName, b.Quarantined, b.Maintenance, bit(b.Dead), b.Terminated, b.LastEvent)
 	if err != nil {
 		return fmt.Errorf("store bot %s: %w", b.ID, err)
@@ -127,12 +128,12 @@ func (tx *Tx) SaveBot(b *skep.Bot) error {
 	return nil
 }
 
-// snapshot stores a bot's dimensions and state for what refers to them, sets
-// its DimensionsKey, and returns the number that names the pair.
+// snapshot stores what a bot says of itself for what refers to it, sets the
+// bot's DimensionsKey, and returns the number that names the snapshot.
 //
 // State differs at every contact, as it holds running times. So one snapshot
-// serves a bot for a day, as long as its dimensions stay: it is overwritten,
-// and the events of that day show the last state.
+// serves a bot for a day, as long as the rest stays: the state is overwritten,
+// and the events of that day show the last one.
 func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
 	var err error
 	if b.DimensionsKey, err = tx.dimensionSet(b.Dimensions); err != nil {
@@ -142,10 +143,10 @@ func (tx *Tx) snapshot(b *skep.Bot) (int64, error) {
 	if state == "" {
 		state = "{}"
 	}
-	id := contentID(string(b.ID), tx.Now.Format(time.DateOnly), strconv.FormatInt(b.DimensionsKey, 36))
-	err = tx.write(`INSERT INTO bot_snapshots (id, dims, state, used_us) VALUES ($1, $2, $3, $4)
+	id := contentID(string(b.ID), tx.Now.Format(time.DateOnly), strconv.FormatInt(b.DimensionsKey, 36), b.Version, b.SessionID, b.ExternalIP, b.Authenticated)
+	err = tx.write(`INSERT INTO bot_snapshots (id, dims, version, session, ip, authenticated, state, used_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, used_us = excluded.used_us`,
-		id, b.DimensionsKey, state, micros(tx.Now))
+		id, b.DimensionsKey, b.Version, b.SessionID, b.ExternalIP, b.Authenticated, state, micros(tx.Now))
 	if err != nil {
 		return 0, fmt.Errorf("store snapshot of bot %s: %w", b.ID, err)
 	}
@@ -214,24 +215,30 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 }
 
 // Occupy notes that a bot that is free took a task, without touching the rest
-// of its record.
-func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name, event string) error {
-	if err := tx.write(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0 WHERE id = $1`,
-		b, task, name, event, micros(tx.Now)); err != nil {
+// of its record, and adds the event. key tells a repetition, see Bot.LastEvent.
+func (tx *Tx) Occupy(b skep.BotID, task skep.TaskID, name string, event skep.EventType, key string) error {
+	seq := tx.nextSeq()
+	if err := tx.write(`UPDATE bots SET task = $2, task_name = $3, last_event = $4, idle_us = 0, last_seen_us = $5, dead = 0,
+		prev_seq = last_seq, last_seq = $6, prev_task = last_task, last_task = $2 WHERE id = $1`,
+		b, task, name, string(event)+":"+key, micros(tx.Now), seq); err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
 	}
 	tx.looked(b, false, func(l *BotLook) bool {
 		l.Task, l.IdleSince, l.Dead = task, time.Time{}, false
 		return true
 	})
-	return nil
+	return tx.recordEvent(b, seq, event, "", task)
 }
 
-// Release notes that a bot ended a task. If it has another one by now, that
-// one stays.
-func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
-	err := tx.write(`UPDATE bots SET task = 0, task_name = '', last_event = $3, idle_us = 0, last_seen_us = $4, dead = 0 WHERE id = $1 AND task = $2`,
-		b, task, event, micros(tx.Now))
+// Release notes that a bot ended a task, and adds the event. If the bot has
+// another task by now, that one stays.
+func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event skep.EventType, message string) error {
+	seq := tx.nextSeq()
+	err := tx.write(`UPDATE bots SET task_name = CASE WHEN task = $2 THEN '' ELSE task_name END, last_event = CASE WHEN task = $2 THEN $3 ELSE last_event END,
+		idle_us = CASE WHEN task = $2 THEN 0 ELSE idle_us END, last_seen_us = CASE WHEN task = $2 THEN $4 ELSE last_seen_us END,
+		dead = CASE WHEN task = $2 THEN 0 ELSE dead END, task = CASE WHEN task = $2 THEN 0 ELSE task END,
+		prev_seq = last_seq, last_seq = $5 WHERE id = $1`,
+		b, task, string(event)+":"+task.String(), micros(tx.Now), seq)
 	if err != nil {
 		return fmt.Errorf("store task of bot %s: %w", b, err)
 	}
@@ -241,7 +248,7 @@ func (tx *Tx) Release(b skep.BotID, task skep.TaskID, event string) error {
 		}
 		return true
 	})
-	return nil
+	return tx.recordEvent(b, seq, event, message, task)
 }
 
 // SeenBots notes when bots were last heard of.
@@ -257,83 +264,11 @@ func (tx *Tx) SeenBots(at map[skep.BotID]time.Time) error {
 // DeleteBot removes the live record; the history stays.
 func (tx *Tx) DeleteBot(id skep.BotID) error {
 	tx.looked(id, false, func(*BotLook) bool { return false })
-	return tx.write(`DELETE FROM bots WHERE id = $1`, id)
-}
-
-// AddEvent appends to the history of a bot, with what b is now.
-func (tx *Tx) AddEvent(b *skep.Bot, typ skep.EventType, message string, task skep.TaskID) error {
-	snapshot, err := tx.snapshot(b)
-	if err != nil {
-		return err
+	if err := tx.write(keepHistory+`WHERE id = $1`+overHistory, id); err != nil {
+		return fmt.Errorf("store history of bot %s: %w", id, err)
 	}
-	err = tx.write(`INSERT INTO bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12)`,
-		b.ID, micros(tx.Now), typ, message, task, snapshot, b.Version, b.SessionID, b.ExternalIP, b.Authenticated, b.Quarantined, b.Maintenance)
-	if err != nil {
-		return fmt.Errorf("store event of bot %s: %w", b.ID, err)
+	if err := tx.write(`DELETE FROM bots WHERE id = $1`, id); err != nil {
+		return fmt.Errorf("delete bot %s: %w", id, err)
 	}
 	return nil
-}
-
-// AddTaskEvent is AddEvent for the events of a task's life, which happen too
-// often to read the bot first: its stored record is copied by the engine.
-func (tx *Tx) AddTaskEvent(bot skep.BotID, typ skep.EventType, message string, task skep.TaskID) error {
-	err := tx.write(tx.d.insertSure+`bot_events (bot, at_us, type, message, task, snapshot, version, session, ip, authenticated, quarantined, maintenance)
-		SELECT id, CAST($2 AS BIGINT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), snapshot, version, session, ip, authenticated, quarantined, maintenance FROM bots WHERE id = $1`,
-		bot, micros(tx.Now), typ, message, task)
-	if err != nil {
-		return fmt.Errorf("store event of bot %s: %w", bot, err)
-	}
-	return nil
-}
-
-// EventFilter selects events of one bot, newest first.
-type EventFilter struct {
-	Bot        skep.BotID
-	Start, End time.Time // at or after; before
-	Below      int64     // cursor: only older ones; 0 = from the newest
-	Limit      int
-}
-
-// BotEvents returns the history of a bot, newest first.
-func (r reads) BotEvents(ctx context.Context, f EventFilter) ([]*skep.BotEvent, error) {
-	conds, args := []string{"e.bot = $1"}, []any{f.Bot}
-	add := func(cond string, v any) {
-		args = append(args, v)
-		conds = append(conds, fmt.Sprintf("%s $%d", cond, len(args)))
-	}
-	if !f.Start.IsZero() {
-		add("e.at_us >=", micros(f.Start))
-	}
-	if !f.End.IsZero() {
-		add("e.at_us <", micros(f.End))
-	}
-	if f.Below != 0 {
-		add("e.seq <", f.Below)
-	}
-	args = append(args, f.Limit)
-	rows, err := r.q.query(ctx, fmt.Sprintf(`SELECT e.seq, e.at_us, e.type, e.message, e.task, COALESCE(d.dimensions, '{}'), COALESCE(s.state, '{}'),
-			e.version, e.session, e.ip, e.authenticated, e.quarantined, e.maintenance
-		FROM bot_events e LEFT JOIN bot_snapshots s ON s.id = e.snapshot LEFT JOIN dimension_sets d ON d.id = s.dims WHERE %s ORDER BY e.seq DESC LIMIT $%d`, strings.Join(conds, " AND "), len(args)), args...)
-	if err != nil {
-		return nil, fmt.Errorf("read events of bot %s: %w", f.Bot, err)
-	}
-	defer rows.Close()
-	var out []*skep.BotEvent
-	for rows.Next() {
-		var (
-			e           skep.BotEvent
-			at          int64
-			dims, state string
-		)
-		if err := rows.Scan(&e.Seq, &at, &e.Type, &e.Message, &e.Task, &dims, &state, &e.Version, &e.SessionID, &e.ExternalIP, &e.Authn, &e.Quarantined, &e.Maintenance); err != nil {
-			return nil, fmt.Errorf("read events of bot %s: %w", f.Bot, err)
-		}
-		e.At, e.State = instant(at), json.RawMessage(state)
-		if err := json.Unmarshal([]byte(dims), &e.Dimensions); err != nil {
-			return nil, fmt.Errorf("stored event of bot %s: %w", f.Bot, err)
-		}
-		out = append(out, &e)
-	}
-	return out, rows.Err()
 }

@@ -33,7 +33,8 @@ func (s *Store) BotLook(ctx context.Context, id skep.BotID) (l BotLook, found bo
 // BotLookNow is BotLook as it is stored at this moment.
 func (s *Store) BotLookNow(ctx context.Context, id skep.BotID) (l BotLook, found bool, err error) {
 	var idle int64
-	found, err = s.q.row(ctx, `SELECT dims, version, session, idle_us, task, terminated, quarantined, maintenance, dead FROM bots WHERE id = $1`, []any{id},
+	found, err = s.q.row(ctx, `SELECT b.dims, COALESCE(s.version, ''), COALESCE(s.session, ''), b.idle_us, b.task, b.terminated, b.quarantined, b.maintenance, b.dead
+		FROM bots b LEFT JOIN bot_snapshots s ON s.id = b.snapshot WHERE b.id = $1`, []any{id},
 		&l.DimensionsKey, &l.Version, &l.Session, &idle, &l.Task, &l.Terminated, &l.Quarantined, &l.Maintenance, flag{&l.Dead})
 	if err != nil {
 		return l, false, fmt.Errorf("read bot %s: %w", id, err)

@@ -38,7 +38,8 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		until time.Time
 	}{
 		{`DELETE FROM bot_events WHERE at_us < $1 AND seq IN (SELECT seq FROM bot_events ORDER BY seq LIMIT $2)`, tx.Now.Add(-eventLife)},
-		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 LIMIT $2)`, tx.Now.Add(-botLife)},
+		{keepHistory + `WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2` + overHistory, tx.Now.Add(-botLife)},
+		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2)`, tx.Now.Add(-botLife)},
 		{`DELETE FROM bot_snapshots WHERE id IN (SELECT id FROM bot_snapshots WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-snapshotLife)},
 		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
@@ -51,7 +52,12 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		}
 		more = more || n >= int64(limit)
 	}
-	return more, nil
+	n, err := tx.exec(`DELETE FROM bot_history WHERE bot IN (SELECT bot FROM bot_history WHERE last_seq < $1 AND last_task < $2 LIMIT $3)`,
+		seqOf(tx.Now.Add(-eventLife)), skep.FirstTaskID(tx.Now.Add(-taskLife)), limit)
+	if err != nil {
+		return false, fmt.Errorf("delete old histories: %w", err)
+	}
+	return more || n >= int64(limit), nil
 }
 
 func (tx *Tx) pruneTasks(before skep.TaskID, limit int) (int, error) {

@@ -27,7 +27,7 @@ func TestPruneDeletesOnlyWhatIsOld(t *testing.T) {
 				if err := tx.SaveBot(b); err != nil {
 					return err
 				}
-				if err := tx.AddEvent(b, skep.EventConnected, "", 0); err != nil {
+				if err := tx.AddEvent(b.ID, skep.EventConnected, "", 0); err != nil {
 					return err
 				}
 			}
@@ -50,7 +50,7 @@ func TestPruneDeletesOnlyWhatIsOld(t *testing.T) {
 		if err != nil || len(bots) != 1 || bots[0].ID != "here" {
 			t.Errorf("bots: %v %v", bots, err)
 		}
-		if ev, err := s.BotEvents(t.Context(), EventFilter{Bot: "gone", Limit: 5}); err != nil || len(ev) != 1 {
+		if ev, _, err := s.BotEvents(t.Context(), EventFilter{Bot: "gone", Limit: 5}); err != nil || len(ev) != 1 {
 			t.Errorf("the young event of an old bot: %v %v", ev, err)
 		}
 	})

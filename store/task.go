@@ -389,7 +389,7 @@ func (tx *Tx) WaitingTasks(queue skep.QueueID, limit int) ([]*skep.Task, error) 
 	return ts, nil
 }
 
-// ClaimTask makes a waiting task the bot's. dims is the bot's DimensionsKey; 0
+// ClaimTask makes a waiting task the bot's, after Occupy. dims is the bot's DimensionsKey; 0
 // stores the dimensions of the claim.
 func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 	if dims == 0 {
@@ -405,8 +405,8 @@ func (tx *Tx) ClaimTask(t *skep.Task, dims int64) (err error) {
 	}
 	t.ModifiedAt, t.ContactAt = t.StartedAt, t.StartedAt
 	tx.batch.wrote(t)
-	err = tx.write(`UPDATE tasks SET state = $2, waits = 0, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8
-		WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, dims, strings.Join(t.ServerVersions, "\n"))
+	err = tx.write(`UPDATE tasks SET state = $2, waits = 0, modified_us = $3, started_us = $3, contact_us = $3, bot = $4, claim_key = $5, claim = $6, claim_dims = $7, versions = $8,
+		bot_prev = COALESCE((SELECT prev_task FROM bots WHERE id = $4), 0) WHERE id = $1`, t.ID, t.State, micros(t.StartedAt), t.Bot, t.ClaimKey, claim, dims, strings.Join(t.ServerVersions, "\n"))
 	if err != nil {
 		return fmt.Errorf("claim task %s: %w", t.ID, err)
 	}

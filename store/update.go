@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,15 +23,16 @@ type Tx struct {
 	reads
 	Now time.Time // one instant, so that rows written together agree
 
-	ctx    context.Context
-	s      session
-	d      dialect
-	batch  *batch
-	known  *looks
-	looks  []lookChange // for the records at hand, once it is committed
-	forget bool         // none of them can be relied on afterwards
-	tags   *tagSets
-	after  []func() // run once it is committed, before anybody is answered
+	ctx     context.Context
+	s       session
+	d       dialect
+	batch   *batch
+	known   *looks
+	looks   []lookChange // for the records at hand, once it is committed
+	forget  bool         // none of them can be relied on afterwards
+	tags    *tagSets
+	lastSeq *atomic.Int64 // the last event's name, see nextSeq
+	after   []func()      // run once it is committed, before anybody is answered
 
 	dirty bool  // it wrote something
 	err   error // the first error of the engine; on PostgreSQL it spoils the transaction
@@ -84,14 +86,15 @@ type change struct {
 // its last commit ran and commits it together. SQLite has one. PostgreSQL has
 // a few: while one waits for the disk, another one's statements run.
 type writers struct {
-	open  func(context.Context) (session, error)
-	looks *looks
-	tags  *tagSets
-	d     dialect
-	now   func() time.Time
-	queue chan *change
-	stop  chan struct{}
-	ended chan struct{} // all of them
+	open    func(context.Context) (session, error)
+	looks   *looks
+	tags    *tagSets
+	lastSeq atomic.Int64
+	d       dialect
+	now     func() time.Time
+	queue   chan *change
+	stop    chan struct{}
+	ended   chan struct{} // all of them
 }
 
 // writer is one of them.
@@ -301,7 +304,7 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 				return err
 			}
 		}
-		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC().Truncate(time.Microsecond), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks, tags: w.tags}
+		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC().Truncate(time.Microsecond), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks, tags: w.tags, lastSeq: &w.lastSeq}
 		c.err = call(c.fn, tx)
 		if c.err == nil {
 			c.err = tx.err // an ignored error of the engine is still one

@@ -28,6 +28,7 @@ CREATE TABLE tasks (
 	tolerance_us  BIGINT NOT NULL,
 	killing       BIGINT NOT NULL DEFAULT 0,
 	bot           TEXT    NOT NULL DEFAULT '',
+	bot_prev      BIGINT NOT NULL DEFAULT 0, -- the task that the bot took before this one
 	claim_key     TEXT    NOT NULL DEFAULT '',
 	claim         TEXT    NOT NULL DEFAULT '',
 	claim_dims    BIGINT NOT NULL DEFAULT 0, -- the bot's, in dimension_sets
@@ -46,7 +47,6 @@ CREATE TABLE tasks (
 ) WITH (fillfactor = 50); -- room for a task's few updates beside it, so they touch no index
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE waits = 1;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
-CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_tags  ON tasks (tags, id);
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
@@ -90,14 +90,13 @@ CREATE TABLE queues (
 	expires_us BIGINT NOT NULL
 );
 
+-- Live records. A bot's events are a chain, and so are its tasks: each row names
+-- the one before it, and the record names the last. An index over all bots
+-- would have every new entry on another page.
 CREATE TABLE bots (
 	id            TEXT PRIMARY KEY,
 	dims          BIGINT NOT NULL, -- in dimension_sets
-	snapshot      BIGINT NOT NULL,
-	version       TEXT    NOT NULL,
-	session       TEXT    NOT NULL,
-	authenticated TEXT    NOT NULL,
-	ip            TEXT    NOT NULL,
+	snapshot      BIGINT NOT NULL, -- in bot_snapshots: who it is
 	first_seen_us BIGINT NOT NULL,
 	last_seen_us  BIGINT NOT NULL,
 	idle_us       BIGINT NOT NULL,
@@ -107,8 +106,20 @@ CREATE TABLE bots (
 	maintenance   TEXT    NOT NULL,
 	dead          BIGINT NOT NULL,
 	terminated    BIGINT NOT NULL,
-	last_event    TEXT    NOT NULL
+	last_event    TEXT    NOT NULL,
+	last_seq      BIGINT NOT NULL, -- in bot_events; 0 = none
+	prev_seq      BIGINT NOT NULL DEFAULT 0, -- what last_seq was before
+	last_task     BIGINT NOT NULL, -- in tasks; 0 = none
+	prev_task     BIGINT NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
+
+-- Where the chains of bots without a record begin.
+CREATE TABLE bot_history (
+	bot       TEXT PRIMARY KEY,
+	last_seq  BIGINT NOT NULL,
+	prev_seq  BIGINT NOT NULL,
+	last_task BIGINT NOT NULL
+);
 
 -- Dimensions that bots had, shared by their records, snapshots and claims.
 CREATE TABLE dimension_sets (
@@ -117,30 +128,30 @@ CREATE TABLE dimension_sets (
 	used_us    BIGINT NOT NULL -- within a day
 );
 
--- Dimensions and state of bots at some moment, shared by their records and events.
+-- What bots said of themselves on some day, shared by their records and events.
 CREATE TABLE bot_snapshots (
-	id      BIGINT PRIMARY KEY,
-	dims    BIGINT NOT NULL, -- in dimension_sets
-	state   TEXT    NOT NULL,
-	used_us BIGINT NOT NULL -- within a day
+	id            BIGINT PRIMARY KEY,
+	dims          BIGINT NOT NULL, -- in dimension_sets
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	state         TEXT    NOT NULL, -- the last of that day
+	used_us       BIGINT NOT NULL -- within a day
 );
 
 CREATE TABLE bot_events (
-	seq           BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	seq           BIGINT PRIMARY KEY, -- by time, see Tx.nextSeq
+	prev          BIGINT NOT NULL, -- the bot's event before this one; 0 = none
 	bot           TEXT    NOT NULL,
 	at_us         BIGINT NOT NULL,
 	type          TEXT    NOT NULL,
 	message       TEXT    NOT NULL,
 	task          BIGINT NOT NULL,
-	snapshot      BIGINT NOT NULL,
-	version       TEXT    NOT NULL,
-	session       TEXT    NOT NULL,
-	ip            TEXT    NOT NULL,
-	authenticated TEXT    NOT NULL,
+	snapshot      BIGINT NOT NULL, -- in bot_snapshots
 	quarantined   TEXT    NOT NULL,
 	maintenance   TEXT    NOT NULL
 );
-CREATE INDEX bot_events_of_bot ON bot_events (bot, seq);
 
 -- API tokens; only their hashes are kept.
 CREATE TABLE tokens (

@@ -28,6 +28,7 @@ CREATE TABLE tasks (
 	tolerance_us  INTEGER NOT NULL,
 	killing       INTEGER NOT NULL DEFAULT 0,
 	bot           TEXT    NOT NULL DEFAULT '',
+	bot_prev      INTEGER NOT NULL DEFAULT 0, -- the task that the bot took before this one
 	claim_key     TEXT    NOT NULL DEFAULT '',
 	claim         TEXT    NOT NULL DEFAULT '',
 	claim_dims    INTEGER NOT NULL DEFAULT 0, -- the bot's, in dimension_sets
@@ -46,7 +47,6 @@ CREATE TABLE tasks (
 );
 CREATE INDEX tasks_pending  ON tasks (queue, priority, id) WHERE waits = 1;
 CREATE INDEX tasks_expiring ON tasks (expires_us) WHERE waits = 1;
-CREATE INDEX tasks_of_bot   ON tasks (bot, id) WHERE bot <> '';
 CREATE INDEX tasks_of_parent ON tasks (parent) WHERE parent <> 0;
 
 -- Sets of tags that tasks have. Most tasks share theirs with many others, so a
@@ -90,14 +90,13 @@ CREATE TABLE queues (
 	expires_us INTEGER NOT NULL
 );
 
+-- Live records. A bot's events are a chain, and so are its tasks: each row names
+-- the one before it, and the record names the last. An index over all bots
+-- would have every new entry on another page.
 CREATE TABLE bots (
 	id            TEXT PRIMARY KEY,
 	dims          INTEGER NOT NULL, -- in dimension_sets
-	snapshot      INTEGER NOT NULL,
-	version       TEXT    NOT NULL,
-	session       TEXT    NOT NULL,
-	authenticated TEXT    NOT NULL,
-	ip            TEXT    NOT NULL,
+	snapshot      INTEGER NOT NULL, -- in bot_snapshots: who it is
 	first_seen_us INTEGER NOT NULL,
 	last_seen_us  INTEGER NOT NULL,
 	idle_us       INTEGER NOT NULL,
@@ -107,7 +106,19 @@ CREATE TABLE bots (
 	maintenance   TEXT    NOT NULL,
 	dead          INTEGER NOT NULL,
 	terminated    INTEGER NOT NULL,
-	last_event    TEXT    NOT NULL
+	last_event    TEXT    NOT NULL,
+	last_seq      INTEGER NOT NULL, -- in bot_events; 0 = none
+	prev_seq      INTEGER NOT NULL DEFAULT 0, -- what last_seq was before
+	last_task     INTEGER NOT NULL, -- in tasks; 0 = none
+	prev_task     INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+-- Where the chains of bots without a record begin.
+CREATE TABLE bot_history (
+	bot       TEXT PRIMARY KEY,
+	last_seq  INTEGER NOT NULL,
+	prev_seq  INTEGER NOT NULL,
+	last_task INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 -- Dimensions that bots had, shared by their records, snapshots and claims.
@@ -117,30 +128,30 @@ CREATE TABLE dimension_sets (
 	used_us    INTEGER NOT NULL -- within a day
 );
 
--- Dimensions and state of bots at some moment, shared by their records and events.
+-- What bots said of themselves on some day, shared by their records and events.
 CREATE TABLE bot_snapshots (
-	id      INTEGER PRIMARY KEY,
-	dims    INTEGER NOT NULL, -- in dimension_sets
-	state   TEXT    NOT NULL,
-	used_us INTEGER NOT NULL -- within a day
+	id            INTEGER PRIMARY KEY,
+	dims          INTEGER NOT NULL, -- in dimension_sets
+	version       TEXT    NOT NULL,
+	session       TEXT    NOT NULL,
+	ip            TEXT    NOT NULL,
+	authenticated TEXT    NOT NULL,
+	state         TEXT    NOT NULL, -- the last of that day
+	used_us       INTEGER NOT NULL -- within a day
 );
 
 CREATE TABLE bot_events (
-	seq           INTEGER PRIMARY KEY,
+	seq           INTEGER PRIMARY KEY, -- by time, see Tx.nextSeq
+	prev          INTEGER NOT NULL, -- the bot's event before this one; 0 = none
 	bot           TEXT    NOT NULL,
 	at_us         INTEGER NOT NULL,
 	type          TEXT    NOT NULL,
 	message       TEXT    NOT NULL,
 	task          INTEGER NOT NULL,
-	snapshot      INTEGER NOT NULL,
-	version       TEXT    NOT NULL,
-	session       TEXT    NOT NULL,
-	ip            TEXT    NOT NULL,
-	authenticated TEXT    NOT NULL,
+	snapshot      INTEGER NOT NULL, -- in bot_snapshots
 	quarantined   TEXT    NOT NULL,
 	maintenance   TEXT    NOT NULL
 );
-CREATE INDEX bot_events_of_bot ON bot_events (bot, seq);
 
 -- API tokens; only their hashes are kept.
 CREATE TABLE tokens (
