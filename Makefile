@@ -104,3 +104,6 @@ show-3.1: build ## a bot is born by curl | sh and survives kills while it replac
 .PHONY: show-2.1
 show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 	$(GO) run ./internal/show trees
+.PHONY: show-3.7
+show-3.7: build ## a task of the previous commit's server is finished by this one
+	$(GO) run ./internal/show upgrade

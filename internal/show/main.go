@@ -15,6 +15,7 @@ import (
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
+	"github.com/skepdev/skep/internal/show/upgrade"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -36,8 +37,10 @@ func run(args []string) int {
 			return gostd.Main(args[1:])
 		case "trees", "speed", "kills", "hostile", "soak":
 			return content.Main(args[0], args[1:])
+		case "upgrade":
+			return upgrade.Main(args[1:])
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: show birth|chaos|floors|fresh|fuzz|gostd [flags]")
+	fmt.Fprintln(os.Stderr, "usage: show NAME; see the Makefile [flags]")
 	return 2
 }
