@@ -276,6 +276,40 @@ func TestTokens(t *testing.T) {
 	})
 }
 
+// A bot that gets a credential of its own ends the one before, and no token
+// that others live by.
+func TestReplaceTokens(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		until := time.Now().Add(time.Hour).Truncate(time.Second).UTC()
+		ends := map[string]bool{"before": true, "fleet": false, "pair": false, "new": false, "user": false}
+		if err := s.Update(t.Context(), func(tx *Tx) error {
+			for id, k := range map[string]Token{
+				"before": {Scope: "bot", Bots: []string{"lab1"}}, "new": {Scope: "bot", Bots: []string{"lab1"}},
+				"fleet": {Scope: "bot", Bots: []string{"lab*"}}, "pair": {Scope: "bot", Bots: []string{"lab1", "lab2"}}, "user": {Scope: "user"},
+			} {
+				k.ID, k.Hash, k.Name = id, []byte{1}, "lab1"
+				if err := tx.AddToken(k); err != nil {
+					return err
+				}
+			}
+			return tx.ReplaceTokens("lab1", "bot", "new", until)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.Tokens(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]bool{}
+		for _, k := range all {
+			got[k.ID] = k.ExpiresAt.Equal(until)
+		}
+		if d := cmp.Diff(ends, got); d != "" {
+			t.Errorf("tokens that end (-want +got):\n%s", d)
+		}
+	})
+}
+
 func TestDurability(t *testing.T) {
 	each(t, func(t *testing.T, s *Store) {
 		d, err := s.Durability(t.Context())

@@ -53,11 +53,12 @@ func (tx *Tx) UseToken(id string) (ok bool, err error) {
 	return n > 0, nil
 }
 
-// ReplaceTokens lets the other tokens of a name and scope expire at until at
-// the latest.
-func (tx *Tx) ReplaceTokens(name, scope, but string, until time.Time) error {
-	err := tx.write(`UPDATE tokens SET expires_us = $4 WHERE name = $1 AND scope = $2 AND id <> $3 AND revoked_us = 0 AND (expires_us = 0 OR expires_us > $4)`,
-		name, scope, but, micros(until))
+// ReplaceTokens lets the other tokens that are for one bot alone, and have its
+// name, expire at until at the latest. Tokens for more than that bot stay: who
+// may bring in one must not lock out the others.
+func (tx *Tx) ReplaceTokens(bot, scope, but string, until time.Time) error {
+	err := tx.write(`UPDATE tokens SET expires_us = $4 WHERE name = $1 AND bots = $1 AND scope = $2 AND id <> $3 AND revoked_us = 0 AND (expires_us = 0 OR expires_us > $4)`,
+		bot, scope, but, micros(until))
 	if err != nil {
 		return fmt.Errorf("replace tokens: %w", err)
 	}
