@@ -79,6 +79,11 @@ func (k *Keeper) Expected(ctx context.Context, c Contact) (digest string, err er
 		}
 		err = k.settle(ctx, c.Bot, next, result)
 	}
+	if err != nil { // the next contact tells it again
+		k.mu.Lock()
+		k.told[c.Bot] = said
+		k.mu.Unlock()
+	}
 	return b.Digest, err
 }
 

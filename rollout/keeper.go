@@ -39,6 +39,10 @@ type Options struct {
 type Keeper struct {
 	o Options
 
+	// composing is held while a build is made: all bots of a fleet come at once
+	// after a restart, and each build takes as much memory as the executable.
+	composing sync.Mutex
+
 	mu       sync.Mutex
 	state    State
 	releases map[string]*Release
@@ -336,25 +340,29 @@ func (k *Keeper) build(ctx context.Context, release string, p Platform, url stri
 		return nil, skep.Errorf(skep.Unavailable, "this server has no bot code to hand out; start it with --bot-dir")
 	}
 	key := buildKey{release, p, k.url(url)}
-	k.mu.Lock()
-	b := k.builds[key]
-	k.mu.Unlock()
-	if b != nil {
+	if b := k.made(key); b != nil {
+		return b, nil
+	}
+	k.composing.Lock()
+	defer k.composing.Unlock()
+	if b := k.made(key); b != nil { // while we waited
 		return b, nil
 	}
 	r, err := k.release(ctx, release)
 	if err != nil {
 		return nil, err
 	}
-	b, err = compose(release, r, p, key.url, func(h string) ([]byte, error) { return k.part(ctx, h) })
+	b, err := compose(release, r, p, key.url, func(h string) ([]byte, error) {
+		if exe := k.exe(h); exe != nil {
+			return exe, nil
+		}
+		return k.part(ctx, h)
+	})
 	if err != nil {
 		return nil, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if have := k.builds[key]; have != nil { // somebody else was quicker
-		return have, nil
-	}
 	if len(k.builds) >= maxBuilds {
 		for key, old := range k.builds {
 			if key.release != k.state.Stable && key.release != k.state.Next {
@@ -365,6 +373,26 @@ func (k *Keeper) build(ctx context.Context, release string, p Platform, url stri
 	}
 	k.builds[key], k.digests[b.Digest] = b, b
 	return b, nil
+}
+
+// made returns a build that was composed before, or nil.
+func (k *Keeper) made(key buildKey) *Build {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.builds[key]
+}
+
+// exe returns an executable that another build holds, or nil. Builds that
+// differ in their hooks or addresses share it.
+func (k *Keeper) exe(hash string) []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, b := range k.builds {
+		if b.exeHash == hash {
+			return b.exe
+		}
+	}
+	return nil
 }
 
 // url returns the address that a bot which calls us as asked shall use.

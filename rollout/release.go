@@ -51,6 +51,7 @@ type Build struct {
 	TLSCA  string // PEM certificates that vouch for it, "" = the system's
 	Digest string // SHA-256 of all bytes, lowercase hex
 
+	exeHash   string
 	exe, tail []byte
 
 	gzipOnce sync.Once
@@ -116,7 +117,7 @@ func compose(id string, r *Release, p Platform, url string, part func(hash strin
 	if err := code.Compose(io.MultiWriter(sum, tail), exe, cfg, files...); err != nil {
 		return nil, fmt.Errorf("compose the bot for %s: %w", p, err)
 	}
-	return &Build{Release: id, Platform: p, URL: url, TLSCA: r.TLSCA, Digest: hex.EncodeToString(sum.Sum(nil)), exe: exe, tail: tail.Bytes()}, nil
+	return &Build{Release: id, Platform: p, URL: url, TLSCA: r.TLSCA, Digest: hex.EncodeToString(sum.Sum(nil)), exeHash: want, exe: exe, tail: tail.Bytes()}, nil
 }
 
 // tailWriter keeps what comes after the first skip bytes.
