@@ -28,6 +28,7 @@ type Poll struct {
 
 	Source Source // of the bot's dimensions; zero = not to be remembered
 	NoWork bool   // no new work: the bot is about to be told something else
+	End    bool   // it may be told to end although it is ill: it is not ending yet
 }
 
 // Wake ends the wait of a bot's poll with nothing: something that concerns the
@@ -192,7 +193,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	if mine.IdleSince.IsZero() {
 		mine.IdleSince = s.o.Now()
 	}
-	w := &waiter{ctx: ctx, bot: &mine, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, reply: make(chan Command, 1)}
+	w := &waiter{ctx: ctx, bot: &mine, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, end: p.End, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
 	if again { // the claim for the first one may have ended since
 		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
@@ -317,8 +318,12 @@ func (s *Scheduler) Drain() {
 	s.hub.close()
 }
 
+// eventKeyLife is how long a bot may take to repeat an event: it keeps what it
+// could not deliver on its disk.
+const eventKeyLife = 7 * 24 * time.Hour
+
 // Event notes something that a bot reports of itself. key, when not empty,
-// makes a direct repetition of the call harmless.
+// makes a repetition of the call harmless, also by a later process of the bot.
 func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType, message, key string) error {
 	var lost *skep.Task
 	if key != "" {
@@ -329,15 +334,17 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 	}
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		lost = nil
+		if key != "" {
+			if first, err := tx.Once("event:"+string(b.ID), key, eventKeyLife); err != nil || !first {
+				return err
+			}
+		}
 		old, err := tx.LockBot(b.ID)
 		if skep.KindOf(err) == skep.NotFound && err != nil {
 			return tx.AddStrayEvent(b, event, message) // it never polled: the event is all there is
 		}
 		if err != nil {
 			return err
-		}
-		if key != "" && old.LastEvent == key {
-			return nil
 		}
 		if b.SessionID != "" && old.SessionID != "" && b.SessionID != old.SessionID {
 			// An earlier process of the bot: it says nothing about the present one.

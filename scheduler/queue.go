@@ -34,6 +34,7 @@ type waiter struct {
 	key   string
 	once  bool // answer after one look
 	ill   bool // it gets no new work
+	end   bool // but it may be told to end
 	reply chan Command
 
 	// guarded by queues.mu
@@ -41,6 +42,15 @@ type waiter struct {
 	matching bool // a claim for it is under way
 	heir     bool // a claim for an earlier sending of it is under way
 	leaving  bool // it does not go on waiting after that claim
+}
+
+// serves reports whether w may get a task of q. Only terminations ask for
+// nothing but an id.
+func (w *waiter) serves(q *queue) bool {
+	if w.ill && !(w.end && len(q.Dimensions) == 1 && q.Dimensions[0].Key == "id") {
+		return false
+	}
+	return q.Dimensions.Match(w.bot.Dimensions)
 }
 
 func newQueues() *queues {
@@ -67,7 +77,7 @@ func (qs *queues) add(q store.Queue) {
 	n := &queue{Queue: q}
 	qs.all[q.ID] = n
 	for _, w := range qs.bots {
-		if !w.gone && !w.ill && n.Dimensions.Match(w.bot.Dimensions) {
+		if !w.gone && w.serves(n) {
 			n.waiters = append(n.waiters, w)
 		}
 	}
@@ -125,7 +135,7 @@ func (qs *queues) enter(w *waiter) (work bool) {
 		}
 	}
 	for _, q := range qs.all {
-		if !w.ill && q.Dimensions.Match(w.bot.Dimensions) {
+		if w.serves(q) {
 			q.waiters = append(q.waiters, w)
 			work = work || q.fill > 0
 		}

@@ -57,6 +57,17 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 				return err
 			}
 		}
+		if req.IsTermination() { // one is enough, whoever else asks at this moment
+			if _, err := tx.LockBot(skep.BotID(q.Dimensions[0].Values[0])); err != nil && skep.KindOf(err) != skep.NotFound {
+				return err
+			}
+			if ts, err := tx.WaitingTasks(q.ID, 1); err != nil {
+				return err
+			} else if len(ts) > 0 {
+				earlier = ts[0].ID
+				return nil
+			}
+		}
 		if !known {
 			if err := tx.SaveQueue(q); err != nil {
 				return err
@@ -116,16 +127,6 @@ func (s *Scheduler) place(t *skep.Task, req *skep.TaskRequest, i int) bool {
 // Terminate asks a bot to end after its present task and returns the
 // termination task; one that waits already is returned again.
 func (s *Scheduler) Terminate(ctx context.Context, bot skep.BotID, caller, reason string) (skep.TaskID, error) {
-	waiting, err := s.store.ListTasks(ctx, store.TaskFilter{
-		State: store.StateFilter{States: []skep.TaskState{skep.Pending}},
-		Tags:  [][]string{{"id:" + string(bot)}, {"swarming.terminate:1"}}, Limit: 1,
-	})
-	if err != nil {
-		return 0, err
-	}
-	if len(waiting) > 0 {
-		return waiting[0].Task.ID, nil
-	}
 	name := fmt.Sprintf("Terminate %s", bot)
 	if reason != "" {
 		name += ": " + reason
