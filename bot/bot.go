@@ -105,10 +105,11 @@ type Bot struct {
 	mu       sync.Mutex
 	assigned map[string][]string // dimensions that the server sets
 	hooks    hooksID
-	streak   int    // idle polls in a row
-	illness  string // quarantine until restart
-	draining string // why no new work is taken, "" while it is
-	task     string // run id in hand
+	ladder   []hook.Rung // recovery, as the fleet's configuration says
+	streak   int         // idle polls in a row
+	illness  string      // quarantine until restart
+	draining string      // why no new work is taken, "" while it is
+	task     string      // run id in hand
 	lastGood map[string][]string
 	polled   time.Time // last answered poll
 	turned   time.Time // when the loop last began a turn

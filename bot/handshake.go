@@ -66,5 +66,11 @@ func (b *Bot) connected(res *botapi.HandshakeResponse) {
 	defer b.mu.Unlock()
 	b.assigned = res.BotGroupCfg.Dimensions
 	b.hooks = hooksID{Name: res.BotConfigName, Revision: res.BotConfigRev}
+	b.ladder = nil
+	if res.Skep != nil {
+		for _, r := range res.Skep.Recovery {
+			b.ladder = append(b.ladder, hook.Rung(r))
+		}
+	}
 	b.log.Info("connected", "server", b.cfg.Server, "server_version", res.ServerVersion, "expected_version", res.BotVersion)
 }

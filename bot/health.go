@@ -50,12 +50,18 @@ func (b *Bot) heal() {
 		b.rejuvenate(s)
 		return
 	}
-	if len(s.Recovery) == 0 {
+	ladder := s.Recovery
+	if len(ladder) == 0 { // the hooks name none
+		b.mu.Lock()
+		ladder = b.ladder
+		b.mu.Unlock()
+	}
+	if len(ladder) == 0 {
 		return
 	}
 	file := filepath.Join(b.cfg.Dir, RecoveryFile)
 	history := readSteps(file)
-	a := recovery.Plan(b.cfg.Now(), true, s.Recovery, history)
+	a := recovery.Plan(b.cfg.Now(), true, ladder, history)
 	if a.Rung == nil {
 		return
 	}

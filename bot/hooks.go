@@ -373,9 +373,6 @@ func (b *Bot) afterPoll(cmd string) {
 // idling tells the hooks that there is nothing to do, heals what is ill, and
 // heeds what they ask for.
 func (b *Bot) idling() {
-	if b.cfg.Hooks == nil {
-		return
-	}
 	b.hook(b.idle, hook.OnBotIdle, b.cfg.Now().Sub(b.hk.lastWork).Seconds())
 	b.heal()
 	b.heed()

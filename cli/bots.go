@@ -54,7 +54,7 @@ func newBotsCommand(env *Env) *cobra.Command {
 				func(w *tableWriter) { botsTable(w, bots) })
 		}),
 	}
-	cmd.AddCommand(newRolloutCommand(env))
+	cmd.AddCommand(newRolloutCommand(env), newAlarmsCommand(env))
 	cmd.Flags().VarP(&dimensions, "dimension", "d", "only bots that have it; repeatable, all must hold")
 	cmd.Flags().BoolVar(&count, "count", false, "count them")
 	cmd.Flags().BoolVar(&bare, "bare", false, "print ids only, one per line")

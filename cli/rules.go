@@ -13,7 +13,9 @@ import (
 	"sync"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/config"
+	"github.com/skepdev/skep/health"
 	"github.com/skepdev/skep/internal/idtoken"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/server"
@@ -92,7 +94,10 @@ func (f *fleetConfig) convert(s *config.Snapshot, refused []config.Refusal) *ser
 		InRealm: func(realm, identity, permission string) server.Answer {
 			return answers[s.InRealm(realm, identity, permission)]
 		},
-		Trusted: s.Trusted(),
+		Trusted: s.Trusted(), Expected: map[skep.BotID]health.Wanted{},
+	}
+	for id, p := range s.Expected() {
+		ru.Expected[skep.BotID(id)] = health.Wanted{Pool: p.Name, Grace: p.ExpectedBotGrace}
 	}
 	if b, err := hex.DecodeString(s.Digest()); err == nil {
 		copy(ru.Salt[:], b)
@@ -119,11 +124,31 @@ var answers = map[config.Rights]server.Answer{config.Unsaid: server.Unsaid, conf
 
 func poolRules(s *config.Snapshot, name string) *server.PoolRules {
 	p, foreign := s.Pool(name), s.ForeignBots(name)
-	return &server.PoolRules{
+	out := &server.PoolRules{
+		Trusted: p.Trusted, MaxBotUptime: p.MaxBotUptime, MaxHostUptime: p.MaxHostUptime, UptimeSpread: float64(p.UptimeSpread) / 100,
 		DefaultTaskRealm: p.DefaultTaskRealm, RefuseIsolationNone: p.RefuseIsolationNone, Informational: p.Informational,
 		AdmitsForeign: foreign.Admits, RefusesForeign: foreign.Policy == config.ForeignRefuse,
 		Rights: func(identity, permission string) server.Answer { return answers[s.InPool(name, identity, permission)] },
 	}
+	if b := p.Breaker; b != nil {
+		out.Breaker = &health.Rule{Percent: b.Percent, Window: b.Window, MinBots: b.MinBots}
+	}
+	for _, r := range p.Recovery {
+		out.Recovery = append(out.Recovery, botapi.Rung{
+			Do: rungs[r.Action], Command: r.Command, TimeoutSecs: r.Timeout.Seconds(), Times: r.Budget, PerSecs: r.Window.Seconds(),
+		})
+	}
+	if len(out.Recovery) > 0 {
+		h := sha256.New()
+		fmt.Fprintf(h, "%+v", out.Recovery)
+		out.Handshake = [8]byte(h.Sum(nil))
+	}
+	return out
+}
+
+// rungs are the actions of a ladder in a bot's words.
+var rungs = map[config.RungAction]string{
+	config.RungRun: "run", config.RungRestartBot: "bot_restart", config.RungRebootHost: "host_reboot", config.RungQuarantine: "quarantine",
 }
 
 func (f *fleetConfig) groupRules(s *config.Snapshot, g *config.Group) *server.GroupRules {
@@ -216,5 +241,8 @@ func (f *fleetConfig) script(name string) string {
 // rollout is how new code reaches the fleet.
 func (f *fleetConfig) rollout() rollout.Settings {
 	r := f.store.Snapshot().Settings().Rollout
-	return rollout.Settings{CanaryPercent: float64(r.CanaryPercent), Soak: r.Soak}
+	return rollout.Settings{
+		CanaryPercent: float64(r.CanaryPercent), Soak: r.Soak,
+		Answer: r.Probation, MaxCrashes: r.MaxCrashes, MaxCrashShare: float64(r.MaxCrashPercent) / 100,
+	}
 }

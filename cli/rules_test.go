@@ -135,7 +135,7 @@ func serveConfig(t *testing.T, files map[string]string, clients *authority, toke
 			t.Fatal(err)
 		}
 	}
-	srv, err := server.New(t.Context(), server.Options{Store: c.store, Scheduler: sched, Log: log, Version: "test", Open: true, Rules: c.fleet.current, CASInstance: defaultCASInstance})
+	srv, err := server.New(t.Context(), server.Options{Store: c.store, Scheduler: sched, Log: log, Version: "test", Open: true, Rules: c.fleet.current, CASInstance: defaultCASInstance, LookEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,13 +152,15 @@ func serveConfig(t *testing.T, files map[string]string, clients *authority, toke
 	c.url, c.roots = hs.URL, x509.NewCertPool()
 	c.roots.AddCert(hs.Certificate())
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
 	go func() { _ = sched.Run(ctx); done <- struct{}{} }()
+	go func() { _ = srv.Run(ctx); done <- struct{}{} }()
 	go func() { _ = c.fleet.run(ctx, sched.EndWaits); done <- struct{}{} }()
 	t.Cleanup(func() {
 		srv.Drain()
 		hs.Close()
 		cancel()
+		<-done
 		<-done
 		<-done
 		_ = c.store.Close()

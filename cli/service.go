@@ -163,6 +163,7 @@ func (s *service) run(ctx context.Context) error {
 	admin := s.httpServer(adminHandler(direct{s.store, s.stateDir}))
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return s.code.Run(failed) })
+	g.Go(func() error { return s.server.Run(failed) })
 	if s.config != nil {
 		g.Go(func() error { return s.config.run(failed, func() { s.configChanged(failed) }) })
 	}

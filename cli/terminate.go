@@ -36,10 +36,13 @@ func newTerminateCommand(env *Env) *cobra.Command {
 			delay := newPollDelay()
 			for {
 				res, err := f.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: id})
-				if err != nil {
+				switch {
+				case err != nil && isTransient(err) && ctx.Err() == nil: // the task stays where it is; a server comes back
+					f.notef("%v; waiting on", err)
+				case err != nil:
 					return err
 				}
-				if isFinal(res.State) {
+				if err == nil && isFinal(res.State) {
 					if res.State != pb.TaskState_COMPLETED {
 						return fmt.Errorf("bot %s was not terminated: task %s ended as %s", args[0], id, res.State)
 					}

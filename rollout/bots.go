@@ -155,10 +155,11 @@ func (k *Keeper) count(ctx context.Context, next string) (c Counts, err error) {
 	if err != nil {
 		return c, err
 	}
-	now := k.o.Now()
+	now, set := k.o.Now(), k.o.Settings()
+	set.complete()
 	confirmed := map[skep.BotID]bool{}
 	for _, b := range bots {
-		late := b.Result == "" && now.Sub(b.Told) > Answer
+		late := b.Result == "" && now.Sub(b.Told) > set.Answer
 		switch {
 		case late:
 			if err := k.settle(ctx, b.Bot, next, resultLost); err != nil {

@@ -72,7 +72,7 @@ type telling struct{ digest, result string }
 // New reads where the fleet's rollout is.
 func New(ctx context.Context, o Options) (*Keeper, error) {
 	if o.Settings == nil {
-		o.Settings = func() Settings { return Settings{DefaultCanaryPercent, DefaultSoak} }
+		o.Settings = func() Settings { return Settings{CanaryPercent: DefaultCanaryPercent, Soak: DefaultSoak} }
 	}
 	if o.Wake == nil {
 		o.Wake = func(skep.BotID) {}

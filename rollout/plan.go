@@ -31,6 +31,21 @@ type State struct {
 type Settings struct {
 	CanaryPercent float64       // share of the fleet that goes first, 0 to 100
 	Soak          time.Duration // how long a stage must go well
+	Answer        time.Duration // until a bot that was told to update must poll with the new code; 0 = Answer
+	MaxCrashes    int           // so many bots that did not halt it; 0 = 3
+	MaxCrashShare float64       // or this share of those told, if that is more; 0 = 5 %
+}
+
+func (s *Settings) complete() {
+	if s.Answer == 0 {
+		s.Answer = Answer
+	}
+	if s.MaxCrashes == 0 {
+		s.MaxCrashes = manyCrashes
+	}
+	if s.MaxCrashShare == 0 {
+		s.MaxCrashShare = crashShare
+	}
 }
 
 // Defaults.
@@ -40,7 +55,7 @@ const (
 )
 
 // Answer is how long a bot that was told to update has until its first poll
-// with the new code. decisions.md 24.
+// with the new code, where the settings say nothing else. decisions.md 24.
 const Answer = 60 * time.Second
 
 // Bounds that halt a rollout, on the bots that were told to update.
@@ -73,7 +88,8 @@ func Plan(now time.Time, s State, c Counts, set Settings) State {
 	if s.Next == "" || s.Halted != "" {
 		return s
 	}
-	if why := sick(c); why != "" {
+	set.complete()
+	if why := sick(c, set); why != "" {
 		s.Halted = why
 		s.Rev++
 		return s
@@ -96,8 +112,8 @@ func Plan(now time.Time, s State, c Counts, set Settings) State {
 }
 
 // sick says why a release must not go on, "" when it may.
-func sick(c Counts) string {
-	limit := min(max(manyCrashes, int(math.Ceil(crashShare*float64(c.told())))), max(c.told(), 1))
+func sick(c Counts, set Settings) string {
+	limit := min(max(set.MaxCrashes, int(math.Ceil(set.MaxCrashShare*float64(c.told())))), max(c.told(), 1))
 	if c.Crashed >= limit {
 		return fmt.Sprintf("%d of %d bots that were told to update did not come back with the new code", c.Crashed, c.told())
 	}

@@ -84,7 +84,7 @@ func (r *isolatedRun) fetchInputs() error {
 	if err != nil {
 		return err
 	}
-	how := cache.How{Method: r.Storage.Method, UID: -1, Place: r.placeCaches}
+	how := cache.How{Method: r.Storage.Method, UID: -1, Trusted: j.Trusted, Place: r.placeCaches}
 	if r.User != nil {
 		how.UID, how.GID = int(r.User.UID), int(r.User.GID)
 	}

@@ -17,6 +17,9 @@ func (r *taskRunner) storage() *casJob {
 	if in.Digest.SizeBytes != 0 {
 		j.Root = fmt.Sprintf("%s/%d", in.Digest.Hash, in.Digest.SizeBytes)
 	}
+	if s := r.manifest.Skep; s != nil {
+		j.Trusted = s.Trusted
+	}
 	if s := r.manifest.Skep; s != nil && s.CAS != "" {
 		j.URL = s.CAS
 		return j

@@ -84,6 +84,7 @@ type casJob struct {
 	URL      string
 	Instance string
 	Root     string            `json:",omitempty"` // HASH/SIZE of the inputs; "": none
+	Trusted  bool              `json:",omitempty"` // the pool's tasks do not write to their inputs
 	Own      bool              // the bot's server: Headers are for it
 	Headers  map[string]string `json:",omitempty"`
 	RootCAs  []byte            `json:",omitempty"` // PEM, beside the system's

@@ -65,6 +65,9 @@ type botState struct {
 	Quarantined json.RawMessage `json:"quarantined"`
 	Maintenance json.RawMessage `json:"maintenance"`
 	Skep        json.RawMessage `json:"skep"` // only our bots send it
+
+	runningTime, uptime []byte // of bot and host, seconds as JSON; nil = not said
+	broken              bool   // what it says cannot be understood
 }
 
 // read picks from a state what the server reads, and checks all of it.
@@ -79,6 +82,10 @@ func (st *botState) read(state []byte) error {
 			st.Maintenance = value
 		case "skep":
 			st.Skep = value
+		case "running_time":
+			st.runningTime = value
+		case "uptime":
+			st.uptime = value
 		}
 		return nil
 	})
@@ -128,6 +135,7 @@ func (s *Server) describeKnown(r *http.Request, id skep.BotID, a *botapi.Attribu
 	if a.Version == "" {
 		faults = append(faults, "version is missing")
 	}
+	st.broken = len(faults) > 0
 	for _, q := range b.Dimensions["quarantined"] {
 		if q == "true" || q == "1" {
 			q = selfQuarantined
@@ -206,6 +214,9 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	pools := ru.poolsOf(sp.id, b.Dimensions)
+	s.judge(ru, b, &st, pools, b.Quarantined)
+	scheduler.Obey(b, s.fleet.ordersOf(sp.id))
 	b.State = handshaking(b.State, b.Dimensions)
 	b.Dimensions = ru.force(sp.id, skep.Dimensions{"id": {string(sp.id)}})
 	credential, err := s.credential(r.Context(), sp.id, req.Credential)
@@ -217,11 +228,11 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	}
 	ans := &botapi.HandshakeResponse{
 		Credential: credential,
-		Session:    s.sessions.seal(session{bot: sp.id, process: req.SessionID, shake: ru.shake(sp.id), auth: ru.auth(sp.id)}, 0),
+		Session:    s.sessions.seal(session{bot: sp.id, process: req.SessionID, shake: ru.shake(sp.id, pools), auth: ru.auth(sp.id)}, 0),
 		BotVersion: firstOf(want, req.Version), ServerVersion: s.o.Version,
 		BotGroupCfg: botapi.BotGroupCfg{Dimensions: map[string][]string{}},
 	}
-	ru.tell(ans, sp.id, st.Skep == nil)
+	ru.tell(ans, sp.id, pools, st.Skep == nil)
 	return write(w, ans)
 }
 
@@ -276,6 +287,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	if !known {
 		b.Dimensions = ru.force(sp.id, b.Dimensions)
 	}
+	said, pools := b.Quarantined, ru.poolsOf(sp.id, b.Dimensions)
 	if reason := ru.unfit(b, st.Skep == nil, st.isolation); reason != "" {
 		b.Quarantined = strings.TrimPrefix(b.Quarantined+"\n"+reason, "\n")
 	}
@@ -291,14 +303,18 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	update := want != "" && want != b.Version
-	restart := sp.bound && sp.session.shake != ru.shake(sp.id)
+	restart := sp.bound && sp.session.shake != ru.shake(sp.id, pools)
+	ends := b.Maintenance != "" // by itself
+	s.judge(ru, b, &st, pools, said)
+	scheduler.Obey(b, s.fleet.ordersOf(sp.id))
+	tired := s.tired(ru, b, &st, pools)
 	if !sp.bound {
 		sp.session.bot = sp.id
 	}
 	text := req.Session
 	ans := &botapi.PollResponse{Session: s.sessions.renew(sp.session, text, 0)}
 	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
-	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update || restart || ru.ForceSleep})
+	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update || restart || tired.cmd != "" || ru.ForceSleep, End: !ends})
 	switch {
 	case err != nil:
 		return err
@@ -306,12 +322,17 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		ans.Cmd, ans.Version = botapi.CmdUpdate, want
 	case cmd.Task == nil && restart:
 		ans.Cmd, ans.Message = botapi.CmdBotRestart, "The configuration of this bot has changed; shake hands anew."
+	case cmd.Task == nil && tired.cmd != "":
+		s.fleet.asked(sp.id, tired)
+		ans.Cmd, ans.Message = tired.cmd, tired.why
 	case cmd.Task == nil && ru.ForceSleep:
 		return sleep(w, ans, ru.idleSleep(streak), true)
 	case cmd.Task == nil && b.Quarantined != "" && ourBot: // the version that mends it may come any moment
 		return sleep(w, ans, 10+rand.Float64()*10, true)
 	case cmd.Task == nil && b.Quarantined != "":
 		return sleep(w, ans, 60+rand.Float64()*180, true)
+	case cmd.Task == nil && b.Maintenance != "" && ourBot && !ends: // drained by an operator, who may change their mind
+		return sleep(w, ans, 2+rand.Float64()*3, false)
 	case cmd.Task == nil && b.Maintenance != "":
 		return sleep(w, ans, 10+rand.Float64()*50, false)
 	case cmd.Task == nil && wait > 0:
@@ -324,7 +345,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		p := &cmd.Request.Slices[cmd.Task.Slice].Properties
 		ans.Cmd = botapi.CmdRun
 		ans.Session = s.sessions.renew(sp.session, text, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
-		o := api.ManifestOptions{CASInstance: s.o.CASInstance, CAS: s.o.CAS, Host: s.hostOf(r), Secret: cmd.Secret}
+		o := api.ManifestOptions{CASInstance: s.o.CASInstance, CAS: s.o.CAS, Host: s.hostOf(r), Secret: cmd.Secret, Trusted: ru.trusts(pools)}
 		if len(p.Caches) > 0 {
 			o.CacheSize = s.hinter(r.Context(), poolOf(p), b)
 		}

@@ -41,8 +41,12 @@ func (s *Server) configLines() string {
 	return b.String()
 }
 
-// tell adds to the answer to a handshake what the bot's group says.
-func (ru *Rules) tell(ans *botapi.HandshakeResponse, id skep.BotID, foreign bool) {
+// tell adds to the answer to a handshake what the bot's group says, and its
+// pools.
+func (ru *Rules) tell(ans *botapi.HandshakeResponse, id skep.BotID, pools []string, foreign bool) {
+	if ladder := ru.recovery(pools); ladder != nil && !foreign {
+		ans.Skep = &botapi.HandshakeSkep{Recovery: ladder}
+	}
 	if ru.Group == nil {
 		return
 	}

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/skeppb"
+	"github.com/skepdev/skep/health"
 )
 
 // Rules are what the fleet's configuration says, in the server's words. They
@@ -29,6 +31,7 @@ type Rules struct {
 	Pool       func(name string) *PoolRules                    // nil for a pool that does not exist; set when Pools is
 	Group      func(bot skep.BotID) *GroupRules                // nil for a bot that may not come in; the func is nil without bots.cfg
 	Trusted    []string                                        // keys of dimensions that only the server sets
+	Expected   map[skep.BotID]health.Wanted                    // bots that should be there
 }
 
 // Answer is what the configuration says of a permission.
@@ -49,6 +52,14 @@ type PoolRules struct {
 	AdmitsForeign       func(version string) bool
 	RefusesForeign      bool // whatever their version
 	Rights              func(identity, permission string) Answer
+
+	Trusted       bool          // inputs may be links to the bot's cache
+	Breaker       *health.Rule  // nil = none
+	MaxBotUptime  time.Duration // 0 = no limit
+	MaxHostUptime time.Duration // 0 = no limit
+	UptimeSpread  float64       // share of the limits by which a bot may be due earlier
+	Recovery      []botapi.Rung // what its sick bots try
+	Handshake     [8]byte       // names what a handshake tells because of the pool
 }
 
 // GroupRules are what holds for the bots of one group.
@@ -102,15 +113,24 @@ func (ru *Rules) poolsOf(id skep.BotID, said skep.Dimensions) []string {
 	return []string{"unassigned"}
 }
 
-// shake names what a handshake of bot tells.
-func (ru *Rules) shake(id skep.BotID) [8]byte {
-	if ru.Group == nil {
-		return [8]byte{}
+// shake names what a handshake of bot, which is in pools, tells.
+func (ru *Rules) shake(id skep.BotID, pools []string) (name [8]byte) {
+	if ru.Group != nil {
+		if g := ru.Group(id); g != nil {
+			name = g.Handshake
+		}
 	}
-	if g := ru.Group(id); g != nil {
-		return g.Handshake
+	if ru.Pool == nil {
+		return name
 	}
-	return [8]byte{}
+	for _, pool := range pools {
+		if p := ru.Pool(pool); p != nil {
+			for i := range name {
+				name[i] ^= p.Handshake[i]
+			}
+		}
+	}
+	return name
 }
 
 // auth names how bot must prove who it is.

@@ -39,6 +39,7 @@ type Options struct {
 	Blobs       Blobs  // this server's own storage, for its pages; nil = it has none
 
 	Rules       func() *Rules // of the moment; nil = the server has no configuration
+	LookEvery   time.Duration // how often the fleet is looked at; default 10 s
 	BehindProxy bool          // callers' addresses and certificates are the proxy's
 }
 
@@ -55,6 +56,7 @@ type Server struct {
 	hints    cacheHints
 	rpc      *prpc.Server
 	mux      *http.ServeMux
+	fleet    *fleetHealth
 	lastAway atomic.Int64 // Unix second of the last log line about an outage
 }
 
@@ -66,6 +68,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.LookEvery == 0 {
+		o.LookEvery = lookEvery
+	}
 	s := &Server{o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now)}
 	if err := s.tokens.load(ctx); err != nil {
 		return nil, err
@@ -75,6 +80,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	s.sessions.key, s.sessions.now = key, o.Now
+	if s.fleet, err = newFleetHealth(ctx, s); err != nil {
+		return nil, err
+	}
 	if key, err = o.Store.ServerKey(ctx, "cursor"); err != nil {
 		return nil, err
 	}

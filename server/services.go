@@ -63,6 +63,14 @@ func (s *Server) register() error {
 		s.rpc.Register(skeppb.File_skeppb_config_proto.Services().ByName("Config"), prpc.Methods{
 			"Get": prpc.Unary(s.getConfig),
 		}),
+		s.rpc.Register(skeppb.File_skeppb_bots_proto.Services().ByName("Bots"), prpc.Methods{
+			"Drain":        prpc.Unary(s.drainBot),
+			"Undrain":      prpc.Unary(s.undrainBot),
+			"Quarantine":   prpc.Unary(s.quarantineBot),
+			"Unquarantine": prpc.Unary(s.unquarantineBot),
+			"GetOrders":    prpc.Unary(s.getOrders),
+			"ListAlarms":   prpc.Unary(s.listAlarms),
+		}),
 		s.rpc.Register(skepTasks, prpc.Methods{
 			"Watch": prpc.Unary(s.watch),
 		}),

@@ -64,6 +64,23 @@ type HandshakeResponse struct {
 	BotConfigName string      `json:"bot_config_name"`
 	BotConfigRev  string      `json:"bot_config_rev"`
 	BotGroupCfg   BotGroupCfg `json:"bot_group_cfg"`
+
+	Skep *HandshakeSkep `json:"skep,omitempty"` // skep: what only our bots read
+}
+
+// HandshakeSkep (skep) is what the configuration of a fleet tells our bots.
+type HandshakeSkep struct {
+	Recovery []Rung `json:"recovery,omitempty"` // what a sick bot tries, unless get_settings names a ladder of its own
+}
+
+// Rung (skep) is one step of a recovery ladder; docs/hooks.md has its meaning.
+type Rung struct {
+	Do          string   `json:"do"` // "run", "bot_restart", "host_reboot", "quarantine"
+	Command     []string `json:"command,omitempty"`
+	TimeoutSecs float64  `json:"timeout_secs,omitempty"`
+	Times       int      `json:"times"`
+	PerSecs     float64  `json:"per_secs"`
+	WaitSecs    float64  `json:"wait_secs"`
 }
 
 // BotGroupCfg holds the dimensions that the server assigns; they replace the
@@ -135,6 +152,9 @@ type Manifest struct {
 // ManifestSkep (skep) is what only a bot of ours reads of a task.
 type ManifestSkep struct {
 	CAS string `json:"cas,omitempty"` // grpc(s)://HOST[:PORT][/INSTANCE] of the storage; absent = at the bot's server
+
+	// Trusted: tasks of this pool do not write to their inputs, though they could. decisions.md 26.
+	Trusted bool `json:"trusted,omitempty"`
 }
 
 // Cache is a named cache to mount; Hint is its expected size in bytes as

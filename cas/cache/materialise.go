@@ -32,6 +32,7 @@ const (
 type How struct {
 	Method   Method
 	UID, GID int    // whom the directory is for and belongs to; −1 = our own user
+	Trusted  bool   // as Options.Trusted, for this one
 	Scratch  string // where an overlay's own directories are made, on a file system that takes them; "" = no overlay
 
 	// Place puts further things into the directory before it is handed over:
@@ -137,7 +138,7 @@ func (c *Cache) saveLogged() {
 // choose finds the methods to try. Links and overlays are for tasks that
 // cannot reach the entries through them. decisions.md 26.
 func (c *Cache) choose(how How, dst string) ([]Method, error) {
-	own := how.UID == os.Geteuid() || how.UID == 0
+	own, trusted := how.UID == os.Geteuid() || how.UID == 0, c.opt.Trusted || how.Trusted
 	switch how.Method {
 	case Auto:
 		var list []Method
@@ -145,14 +146,14 @@ func (c *Cache) choose(how How, dst string) ([]Method, error) {
 			list = append(list, Reflink)
 		}
 		switch {
-		case !own || c.opt.Trusted:
+		case !own || trusted:
 			list = append(list, Link)
 		case how.Scratch != "":
 			list = append(list, Overlay)
 		}
 		return append(list, Copy), nil
 	case Link:
-		if own && !c.opt.Trusted {
+		if own && !trusted {
 			return nil, skep.Errorf(skep.Invalid, "inputs by links: uid %d could write to them", how.UID)
 		}
 	case Overlay:
