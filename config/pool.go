@@ -137,6 +137,7 @@ func (d *document) pool(at string, m *configpb.Pool, groups map[string][]string)
 		own:              d.grants(at+".grant", m.Grant, groups),
 	}
 	if m.CanaryPercent != nil {
+		d.faultf(at+".canary_percent", "is not supported: a release rolls through the whole fleet at once; set rollout.canary_percent in settings.cfg")
 		p.CanaryPercent = int(*m.CanaryPercent)
 	}
 	for i, s := range m.InformationalDimensionRe {

@@ -74,7 +74,6 @@ var rules = map[string]rule{
 	"Pool.realm":                           {required: true},
 	"Pool.informational_dimension_re":      {items: 100},
 	"Pool.grant":                           {items: 1000},
-	"Pool.canary_percent":                  {min: 0, max: 100},
 	"Pool.recovery":                        {items: 16},
 	"Pool.expected_bot":                    {items: 10000},
 	"Pool.expected_bot_grace_secs":         {min: 60, max: 604800, def: 900},

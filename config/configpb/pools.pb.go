@@ -382,7 +382,7 @@ type Pool struct {
 	RefuseIsolationNone bool `protobuf:"varint,1002,opt,name=refuse_isolation_none,json=refuseIsolationNone,proto3" json:"refuse_isolation_none,omitempty"`
 	// What to do with foreign bots; default: as settings.cfg says.
 	ForeignBots *ForeignBots `protobuf:"bytes,1003,opt,name=foreign_bots,json=foreignBots,proto3" json:"foreign_bots,omitempty"`
-	// The share of this pool's bots that get new code and hooks first. Percent; 0 to 100; default: as settings.cfg says.
+	// Refused: a release rolls through the whole fleet at once; see rollout.canary_percent in settings.cfg.
 	CanaryPercent *int32 `protobuf:"varint,1004,opt,name=canary_percent,json=canaryPercent,proto3,oneof" json:"canary_percent,omitempty"`
 	// What a sick bot tries, in this order, before somebody must come. At most 16.
 	Recovery []*RecoveryRung `protobuf:"bytes,1005,rep,name=recovery,proto3" json:"recovery,omitempty"`
