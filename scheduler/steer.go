@@ -34,7 +34,7 @@ func (s *Scheduler) Steer(ctx context.Context, bot skep.BotID, note string, edit
 		if err := tx.SaveBot(b); err != nil {
 			return err
 		}
-		return tx.AddEvent(b, skep.EventLog, note, 0)
+		return tx.AddEvent(bot, skep.EventLog, note, 0)
 	})
 	if err != nil {
 		return nil, err
