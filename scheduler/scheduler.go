@@ -156,10 +156,11 @@ func metaTime(ctx context.Context, tx *store.Tx, key string) (time.Time, error) 
 // moved writes the one log line of a task's move.
 func (s *Scheduler) moved(ctx context.Context, t *skep.Task, from skep.TaskState) {
 	if from == 0 {
-		s.o.Log.InfoContext(ctx, "task created", "task", t.ID.String(), "to", t.State.String())
+		s.o.Log.LogAttrs(ctx, slog.LevelInfo, "task created", slog.String("task", t.ID.String()), slog.String("to", t.State.String()))
 		return
 	}
-	s.o.Log.InfoContext(ctx, "task moved", "task", t.ID.String(), "from", from.String(), "to", t.State.String(), "bot", string(t.Bot))
+	s.o.Log.LogAttrs(ctx, slog.LevelInfo, "task moved", slog.String("task", t.ID.String()),
+		slog.String("from", from.String()), slog.String("to", t.State.String()), slog.String("bot", string(t.Bot)))
 }
 
 // BotDeath returns the silence after which a bot counts as dead.
