@@ -126,19 +126,34 @@ func (c *Credential) Request(now time.Time) (*botapi.CredentialRequest, error) {
 	return &botapi.CredentialRequest{ID: tokenID(c.own.Next), Hash: hex.EncodeToString(sum[:])}, nil
 }
 
+// Refused is told that the server does not take what the bot shows. It reports
+// whether there is something else to show: a bootstrap token, when the bot's
+// own credential was revoked or has expired while the bot was away.
+func (c *Credential) Refused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.own.Token == "" || c.bootstrap == "" {
+		return false
+	}
+	c.own = ownCredential{} // the file stays until there is another
+	return true
+}
+
 // Accept takes the server's answer to Request.
 func (c *Credential) Accept(a *botapi.Credential) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if a == nil || c.own.Next == "" || a.ID != tokenID(c.own.Next) {
+	if a != nil && c.own.Next != "" && a.ID == tokenID(c.own.Next) {
+		own := c.own
+		own.Token, own.Next, own.Expires = own.Next, "", a.Expires
+		if err := c.save(own); err != nil {
+			return fmt.Errorf("keep the credential: %w", err)
+		}
+	}
+	if c.own.Token == "" || c.bootstrap == "" {
 		return nil
 	}
-	own := c.own
-	own.Token, own.Next, own.Expires = own.Next, "", a.Expires
-	if err := c.save(own); err != nil {
-		return fmt.Errorf("keep the credential: %w", err)
-	}
-	c.bootstrap = ""
+	c.bootstrap = "" // the bot's own was taken; nothing is left to buy
 	if err := os.Remove(filepath.Join(c.dir, BootstrapFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the bootstrap token: %w", err)
 	}

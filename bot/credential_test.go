@@ -93,3 +93,52 @@ func TestGivenTokenNeedsNoCredential(t *testing.T) {
 		t.Errorf("request %+v, %v, token %q", req, err, c.Token())
 	}
 }
+
+// A bot that was away until its credential expired, or whose credential was
+// revoked, comes back with a new bootstrap token; one whose credential is good
+// leaves no token lying about.
+func TestBootstrapTokenReplacesARefusedCredential(t *testing.T) {
+	now := time.Unix(1_000_000_000, 0)
+	buy := func(c *Credential) string {
+		req, err := c.Request(now)
+		if err != nil || req == nil {
+			t.Fatalf("asked for %v, %v", req, err)
+		}
+		if err := c.Accept(&botapi.Credential{ID: req.ID, Expires: now.Add(90 * 24 * time.Hour).Unix()}); err != nil {
+			t.Fatal(err)
+		}
+		return c.Token()
+	}
+	dir := t.TempDir()
+	tok := filepath.Join(dir, BootstrapFile)
+	first := buy(open(t, dir, "a", "", "skep_boot"))
+	if open(t, dir, "a", "", "").Refused() {
+		t.Error("without a bootstrap token there is something else to show")
+	}
+
+	if err := os.WriteFile(tok, []byte("skep_boot2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, dir, "a", "", "")
+	if got := c.Token(); got != first {
+		t.Fatalf("it shows %q before its own was refused", got)
+	}
+	if !c.Refused() || c.Token() != "skep_boot2" || c.Refused() {
+		t.Fatalf("refused, it shows %q, want the bootstrap token, once", c.Token())
+	}
+	second := buy(c)
+	if second == first || open(t, dir, "a", "", "").Token() != second {
+		t.Errorf("it shows %q after it bought another", second)
+	}
+
+	if err := os.WriteFile(tok, []byte("skep_boot3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c = open(t, dir, "a", "", "")
+	if err := c.Accept(nil); err != nil || c.Token() != second { // a handshake that worked
+		t.Errorf("it shows %q, %v", c.Token(), err)
+	}
+	if _, err := os.Stat(tok); !os.IsNotExist(err) {
+		t.Errorf("the unused bootstrap token is still there: %v", err)
+	}
+}

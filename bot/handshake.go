@@ -1,6 +1,8 @@
 package bot
 
 import (
+	"errors"
+	"net/http"
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
@@ -24,6 +26,10 @@ func (b *Bot) handshake() error {
 			return b.idle.Err()
 		}
 		b.log.Warn("handshake", "err", err)
+		if e, ok := errors.AsType[*botapi.Error](err); ok && e.Status == http.StatusUnauthorized && b.cfg.Credential != nil && b.cfg.Credential.Refused() {
+			b.log.Warn("the server does not take this bot's credential; buying another with the bootstrap token")
+			continue
+		}
 		if err := pause.Sleep(b.idle, retryAfter(err)); err != nil {
 			return err
 		}

@@ -34,7 +34,7 @@ if (-not (Test-Path $exe)) {
 	}
 	Move-Item $tmp $exe
 }
-if ($token -and -not (Test-Path (Join-Path $Dir 'credential.json'))) {
+if ($token) { # a bot whose own credential is still good removes it unused
 	Set-Content -NoNewline -Path (Join-Path $Dir 'bootstrap.tok') -Value $token
 }
 if ($Id) { [Environment]::SetEnvironmentVariable('SWARMING_BOT_ID', $Id, $(if ($Service) { 'Machine' } else { 'User' })); $env:SWARMING_BOT_ID = $Id }
