@@ -10,6 +10,7 @@
 #        --service | --rc-local | --at-login   how to start it from now on; default: run it in the foreground
 #        --print      only show what would be installed
 set -eu
+{ # read to its end before anything is done: a download may break off
 
 server={{.Server}}
 token={{.Token}}
@@ -190,7 +191,7 @@ if [ ! -x swarming_bot ] || ! ./swarming_bot version >/dev/null 2>&1; then
 	mv "$tmp" swarming_bot
 	trap - EXIT
 fi
-if [ -n "$token" ] && [ ! -e credential.json ]; then
+if [ -n "$token" ]; then # a bot whose own credential is still good removes it unused
 	mkdir -p tmp
 	printf '%s\n' "$token" >tmp/bootstrap.tok
 	[ "$(id -un)" = "$user" ] || chown "$user" tmp tmp/bootstrap.tok
@@ -245,3 +246,4 @@ run/*)
 	exec sh start_bot.sh
 	;;
 esac
+}
