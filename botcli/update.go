@@ -4,16 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/skepdev/skep/bot"
+	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/bot/update"
 	"github.com/skepdev/skep/internal/logfile"
 	"github.com/skepdev/skep/internal/proc"
@@ -24,9 +27,13 @@ func (s *site) updater(version string, from update.Code, log *slog.Logger) *upda
 	return &update.Updater{Dir: s.dir, Self: s.exe, Version: version, From: from, Check: checkExe, Now: time.Now, Log: log}
 }
 
-// checkExe runs the is_fine of an executable. It gets no credential: it only
-// looks whether the server is there.
+// checkExe runs the is_fine of an executable that can be a bot of this
+// machine; anything else is not even tried. It gets no credential: it only looks
+// whether the server is there.
 func checkExe(ctx context.Context, exe string) error {
+	if err := code.Inspect(exe, runtime.GOOS, runtime.GOARCH); err != nil {
+		return fmt.Errorf("it is not run: %w", err)
+	}
 	_, err := output(ctx, exe, "is_fine")
 	return err
 }

@@ -44,7 +44,7 @@ func (s *Server) bootstrap(w http.ResponseWriter, r *http.Request) error {
 		name, quote = "bootstrap.ps1", quotePS
 	}
 	data := bootstrapData{Server: quote(s.hostOf(r)), Token: quote(q.Get("tok"))}
-	if id, ok := TokenID(q.Get("tok")); q.Get("tok") != "" && (!ok || id == "") {
+	if _, ok := TokenID(q.Get("tok")); q.Get("tok") != "" && !ok {
 		return skep.Invalidf("tok", "is not a token")
 	}
 	for _, p := range platforms {

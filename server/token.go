@@ -17,11 +17,22 @@ import (
 // tokenPrefix makes a leaked token easy to find.
 const tokenPrefix = "skep_"
 
-// TokenID returns the public part of a token, "skep_<id>_<secret>".
+const (
+	hexDigits    = "0123456789abcdef"
+	base64Digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+)
+
+// TokenID returns the public part of a token, "skep_<id>_<secret>": 12 hex
+// digits, and 32 to 99 of the URL form of base64. For any other text ok is false
+// and id is empty.
 func TokenID(token string) (id string, ok bool) {
 	rest, ok := strings.CutPrefix(token, tokenPrefix)
 	id, secret, ok2 := strings.Cut(rest, "_")
-	return id, ok && ok2 && len(id) == 12 && len(secret) >= 32 && len(secret) < 100
+	if !ok || !ok2 || len(id) != 12 || strings.Trim(id, hexDigits) != "" ||
+		len(secret) < 32 || len(secret) >= 100 || strings.Trim(secret, base64Digits) != "" {
+		return "", false
+	}
+	return id, true
 }
 
 // NewToken describes a token to make.

@@ -155,24 +155,32 @@ func ReadFile(path, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	z, err := zip.NewReader(f, st.Size())
+	data, err := readFile(f, st.Size(), name)
+	if err != nil && !errors.Is(err, ErrBare) {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return data, err
+}
+
+func readFile(r io.ReaderAt, size int64, name string) ([]byte, error) {
+	z, err := openZip(r, size)
 	if errors.Is(err, zip.ErrFormat) {
 		return nil, ErrBare
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
 	zf, err := z.Open(name)
 	if err != nil {
-		return nil, skep.Errorf(skep.NotFound, "%s holds no %s", path, name)
+		return nil, skep.Errorf(skep.NotFound, "there is no %s", name)
 	}
 	defer zf.Close()
 	data, err := io.ReadAll(io.LimitReader(zf, maxFile+1))
 	if err != nil {
-		return nil, fmt.Errorf("%s in %s: %w", name, path, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if len(data) > maxFile {
-		return nil, skep.Errorf(skep.Invalid, "%s in %s is longer than %d bytes", name, path, maxFile)
+		return nil, skep.Errorf(skep.Invalid, "%s is longer than %d bytes", name, maxFile)
 	}
 	return data, nil
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -23,12 +24,21 @@ const (
 )
 
 // Main runs the demonstration and returns an exit code. Arguments are package
-// patterns; none means all of the module.
+// patterns; none means all of the module. With -only, a regular expression, just
+// the targets whose names it matches run.
 func Main(args []string) int {
-	if len(args) == 0 {
+	flags := flag.NewFlagSet("fuzz", flag.ExitOnError)
+	only := flags.String("only", "", "regular expression of names of targets")
+	_ = flags.Parse(args)
+	match, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "show fuzz:", err)
+		return 2
+	}
+	if args = flags.Args(); len(args) == 0 {
 		args = []string{"./..."}
 	}
-	if err := show(args); err != nil {
+	if err := show(args, match); err != nil {
 		fmt.Fprintln(os.Stderr, "show fuzz:", err)
 		return 1
 	}
@@ -38,7 +48,7 @@ func Main(args []string) int {
 // target is one fuzz test.
 type target struct{ pkg, name string }
 
-func show(patterns []string) error {
+func show(patterns []string, only *regexp.Regexp) error {
 	each := longTime
 	if os.Getenv("SKEP_SHOW") == "short" {
 		each = shortTime
@@ -48,6 +58,7 @@ func show(patterns []string) error {
 	if err != nil {
 		return err
 	}
+	targets = slices.DeleteFunc(targets, func(t target) bool { return !only.MatchString(t.name) })
 	if len(targets) == 0 {
 		return errors.New("there are no fuzz targets")
 	}
@@ -107,7 +118,13 @@ var lastExecs = regexp.MustCompile(`execs: \d+ \(\d+/sec\)`)
 
 // run fuzzes one target and returns how much it was tried.
 func run(t target, each string) (string, error) {
-	out, err := exec.Command("go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+each, t.pkg).CombinedOutput()
+	cmd := exec.Command("go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+each, t.pkg)
+	// What is tried are programs, not disks: a database in memory lets a target
+	// that writes be tried a hundred times as often.
+	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
+		cmd.Env = append(os.Environ(), "TMPDIR=/dev/shm", "GOTMPDIR="+os.TempDir())
+	}
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
