@@ -107,3 +107,7 @@ show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 .PHONY: show-3.7
 show-3.7: build ## a task of the previous commit's server is finished by this one
 	$(GO) run ./internal/show upgrade
+.PHONY: show-3.6
+show-3.6: build ## bot code that is not what was promised is never run; fuzzing of what strangers send
+	$(GO) run ./internal/show lies
+	$(GO) run ./internal/show fuzz -only '^Fuzz(Inspect|ParseConfig|Token|Session|Handshake|CodeQuery)$$' ./bot/code ./server

@@ -167,11 +167,11 @@ func (u *Updater) download(ctx context.Context, digest string, f *os.File) error
 	for {
 		n, err := u.some(ctx, digest, f, at)
 		at += n
-		if err == nil {
-			return nil
-		}
 		if at > maxCode {
 			return fmt.Errorf("it is longer than %d bytes", maxCode)
+		}
+		if err == nil {
+			return nil
 		}
 		if n > 0 {
 			fruit = 0

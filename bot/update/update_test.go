@@ -338,3 +338,31 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// endless serves zeros for ever.
+type endless struct{}
+
+func (endless) BotCode(context.Context, string, int64) (io.ReadCloser, error) {
+	return io.NopCloser(zeros{}), nil
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func TestCodeWithoutEnd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 256 MiB")
+	}
+	u := updater(t, endless{})
+	_, err := u.Ready(t.Context(), strings.Repeat("a", 64))
+	if err == nil || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff([]string{"swarming_bot", "swarming_bot.1"}, names(t, u.Dir)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -15,10 +15,16 @@ import (
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
+	"github.com/skepdev/skep/internal/show/lies"
 	"github.com/skepdev/skep/internal/show/upgrade"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	if lies.Tattle() {
+		os.Exit(1)
+	}
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	if len(args) > 0 {
@@ -39,6 +45,8 @@ func run(args []string) int {
 			return content.Main(args[0], args[1:])
 		case "upgrade":
 			return upgrade.Main(args[1:])
+		case "lies":
+			return lies.Main(args[1:])
 		}
 	}
 	fmt.Fprintln(os.Stderr, "usage: show NAME; see the Makefile [flags]")
