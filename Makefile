@@ -107,6 +107,9 @@ show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 .PHONY: show-3.7
 show-3.7: build ## a task of the previous commit's server is finished by this one
 	$(GO) run ./internal/show upgrade
+.PHONY: show-3.5
+show-3.5: build ## a bot for Windows runs tasks under Wine; what is for macOS compiles
+	$(GO) run ./internal/show foreign
 .PHONY: show-3.6
 show-3.6: build ## bot code that is not what was promised is never run; fuzzing of what strangers send
 	$(GO) run ./internal/show lies

@@ -9,3 +9,12 @@ func inherited(fd uintptr, name string) *os.File {
 	}
 	return os.NewFile(fd, name)
 }
+
+// inheritedOutput returns a pipe that our parent gave us to write to: there is
+// only standard output here, whose handle is not its number.
+func inheritedOutput(fd uintptr, name string) *os.File {
+	if fd == 1 {
+		return os.Stdout
+	}
+	return os.NewFile(fd, name)
+}

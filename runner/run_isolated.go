@@ -37,7 +37,7 @@ func RunIsolatedMain(args []string) int {
 	proc.Undumpable()
 	term := catchSignals()
 	r := &isolatedRun{
-		output: os.NewFile(isolatedOutputFD, "output"),
+		output: inheritedOutput(isolatedOutputFD, "output"),
 		start:  make(chan struct{}), stop: make(chan struct{}, 1), parentGone: make(chan struct{}, 2),
 	}
 	words := json.NewDecoder(inherited(0, "words"))

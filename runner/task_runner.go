@@ -52,7 +52,7 @@ func TaskRunnerMain([]string) int {
 	for len(term) > 0 { // what came while there was nothing to stop
 		<-term
 	}
-	news := json.NewEncoder(os.NewFile(runnerNewsFD, "news"))
+	news := json.NewEncoder(inheritedOutput(runnerNewsFD, "news"))
 	r := &taskRunner{
 		setup: u, Job: job, log: log, iso: iso, isoErr: isoErr, timing: defaultTiming, began: time.Now(),
 		announced: make(chan announcement, 1),

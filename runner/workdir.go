@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/skepdev/skep/cas/cache"
@@ -24,11 +25,28 @@ func removeTree(dir string) error {
 			}
 			return nil
 		})
+		if runtime.GOOS == "windows" {
+			removeEach(dir)
+		}
 		if err = os.RemoveAll(dir); err != nil {
 			time.Sleep(time.Duration(1+try) * 50 * time.Millisecond)
 		}
 	}
 	return err
+}
+
+// removeEach removes what it can by its path. os.RemoveAll deletes relative to
+// open directories and by a call that Wine and some file systems do not have.
+func removeEach(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if path := filepath.Join(dir, e.Name()); e.IsDir() {
+			removeEach(path)
+		} else {
+			_ = os.Remove(path)
+		}
+	}
+	_ = os.Remove(dir)
 }
 
 // removeWork removes a work directory, ending first what a killed

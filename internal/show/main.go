@@ -12,6 +12,7 @@ import (
 	"github.com/skepdev/skep/internal/show/chaos"
 	"github.com/skepdev/skep/internal/show/content"
 	"github.com/skepdev/skep/internal/show/floors"
+	"github.com/skepdev/skep/internal/show/foreign"
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
@@ -35,6 +36,8 @@ func run(args []string) int {
 			return chaos.Main(args[1:])
 		case "floors":
 			return floors.Main(args[1:])
+		case "foreign":
+			return foreign.Main(args[1:])
 		case "fresh":
 			return fresh.Main(args[1:])
 		case "fuzz":
