@@ -71,6 +71,5 @@ func Main(name string, args []string) int {
 
 var errTodo = errors.New("not yet")
 
-func kills(context.Context, options) error   { return errTodo }
 func hostile(context.Context, options) error { return errTodo }
 func soak(context.Context, options) error    { return errTodo }

@@ -2,10 +2,12 @@ package content
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"time"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/cas"
 )
@@ -37,11 +39,43 @@ func (s *site) submit(ctx context.Context, j job) (string, error) {
 			Digest:      &pb.Digest{Hash: j.inputs.Hash.String(), SizeBytes: j.inputs.Size},
 		}
 	}
-	ans, err := s.client.NewTask(ctx, &pb.NewTaskRequest{
-		Name: "show", Priority: 100,
+	req := &pb.NewTaskRequest{
+		Name: "show", Priority: 100, RequestUuid: uuid(),
 		TaskSlices: []*pb.TaskSlice{{ExpirationSecs: 600, WaitForCapacity: true, Properties: p}},
+	}
+	return patiently(ctx, func() (string, error) {
+		ans, err := s.client.NewTask(ctx, req)
+		return ans.GetTaskId(), err
 	})
-	return ans.GetTaskId(), err
+}
+
+// uuid makes a call that is repeated the same call.
+func uuid() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// patience is how long a server may be away.
+const patience = time.Minute
+
+// patiently calls again while the server is away.
+func patiently[T any](ctx context.Context, call func() (T, error)) (v T, err error) {
+	for began := time.Now(); ; {
+		v, err = call()
+		switch skep.KindOf(err) {
+		case skep.Unavailable, skep.Internal: // a connection that broke is either
+		default:
+			return v, err
+		}
+		if err == nil || ctx.Err() != nil || time.Since(began) > patience {
+			return v, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // outcome is a task that has ended.
@@ -54,7 +88,9 @@ type outcome struct {
 func (s *site) await(ctx context.Context, id string) (outcome, error) {
 	known, offset := pb.TaskState_PENDING, int64(0)
 	for {
-		w, err := s.client.Watch(ctx, id, offset, known, 10*time.Second)
+		w, err := patiently(ctx, func() (*skeppb.WatchResponse, error) {
+			return s.client.Watch(ctx, id, offset, known, 10*time.Second)
+		})
 		if err != nil {
 			return outcome{}, err
 		}
@@ -63,11 +99,15 @@ func (s *site) await(ctx context.Context, id string) (outcome, error) {
 			continue
 		}
 		// What comes last, such as statistics, is with the result.
-		res, err := s.client.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: id, IncludePerformanceStats: true})
+		res, err := patiently(ctx, func() (*pb.TaskResultResponse, error) {
+			return s.client.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: id, IncludePerformanceStats: true})
+		})
 		if err != nil {
 			return outcome{}, err
 		}
-		out, err := s.client.GetStdout(ctx, &pb.TaskIdWithOffsetRequest{TaskId: id})
+		out, err := patiently(ctx, func() (*pb.TaskOutputResponse, error) {
+			return s.client.GetStdout(ctx, &pb.TaskIdWithOffsetRequest{TaskId: id})
+		})
 		if err != nil {
 			return outcome{}, err
 		}
