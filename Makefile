@@ -101,9 +101,17 @@ show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 .PHONY: show-3.1
 show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
 	$(GO) run ./internal/show birth
-.PHONY: show-2.1
+.PHONY: show-2.1 show-2.2 show-2.3 show-2.4 show-2.5
 show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 	$(GO) run ./internal/show trees
+show-2.2: build ## archive and download reach their bounds beside cp -r, SHA-256 and the disk
+	$(GO) run ./internal/show speed
+show-2.3: build ## server and bots are killed during uploads and downloads
+	$(GO) run ./internal/show kills
+show-2.4: build ## bad content is refused, with a cause, and full disks are survived
+	$(GO) run ./internal/show hostile
+show-2.5: build ## 8 bots with more inputs than their caches hold, for 20 minutes
+	$(GO) run ./internal/show soak
 .PHONY: show-3.7
 show-3.7: build ## a task of the previous commit's server is finished by this one
 	$(GO) run ./internal/show upgrade

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,7 +95,10 @@ func (pl plan) open(ctx context.Context) (_ *site, err error) {
 		return nil, err
 	}
 	s.url = fmt.Sprintf("http://127.0.0.1:%d", port)
-	s.args = append([]string{"--cas-min-free", "64MiB", "--config", s.path("config")}, pl.server...)
+	s.args = append([]string{"--config", s.path("config")}, pl.server...)
+	if !slices.Contains(pl.server, "--cas") {
+		s.args = append(s.args, "--cas-min-free", "64MiB")
+	}
 	if s.client, err = client.New(client.Options{
 		Server: s.url, Retry: prpc.Retry{Times: 100, First: 50 * time.Millisecond, Max: 500 * time.Millisecond, For: time.Minute, Refused: -1},
 	}); err != nil {

@@ -1,5 +1,167 @@
 package content
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
 
-func speed(context.Context, options) error { return errTodo }
+	"github.com/skepdev/skep/bench"
+)
+
+// bound is the most that one ratio of `skep bench cas` may be.
+type bound struct {
+	what   string
+	tree   string // small or large
+	ratio  string
+	most   float64
+	unless string // key of the tree's not_here that makes it unproven
+}
+
+// bounds are what issue 3 asks for. 60 % of a rate is 1/0.6 of its time.
+var bounds = []bound{
+	{"cold download of the small files, × cp -r", "small", "cold/cp", 1.5, ""},
+	{"warm with links, × cp -r", "small", "warm_link/cp", 0.5, "link"},
+	{"warm as an overlay, × cp -r", "small", "warm_overlay/cp", 0.1, "overlay"},
+	{"first archive of the small files, × (SHA-256 + one synced file)", "small", "archive_empty/(sha256+write)", 1.5, ""},
+	{"unchanged with the stat cache, × SHA-256", "small", "archive_unchanged/sha256", 0.3, ""},
+	{"cold download of the large file, × the slower of SHA-256 and a synced write", "large", "cold/slower", 1 / 0.6, ""},
+}
+
+// told are further ratios that are printed and not judged.
+var told = []bound{
+	{what: "archive of the large file, × the slower (it is hashed here and there)", tree: "large", ratio: "archive_empty/slower"},
+	{what: "warm by copies, × cp -r", tree: "small", ratio: "warm_copy/cp"},
+	{what: "cold download, × SHA-256 on one core", tree: "small", ratio: "cold/sha256"},
+	{what: "first archive, × SHA-256 on all cores", tree: "small", ratio: "archive_empty/sha256_all"},
+}
+
+// speed runs skep bench cas and judges it. The long form is exact; the short
+// one, on a machine that others use too, has a slack, that a smaller large file
+// and fewer rounds go with: it finds what broke, the long form what is slow.
+func speed(ctx context.Context, o options) error {
+	m := bench.Machine()
+	fmt.Printf("%s, %d cores, %s, %s; slack %g\n", m.CPU, m.Cores, m.Kernel, m.Go, o.slack)
+	opts := bench.Options{Exe: filepath.Join(o.bin, "skep"), BotDir: o.bin}
+	if o.short {
+		opts.N, opts.Large = 1, 128<<20
+	}
+	missed := map[string]bool{}
+	for try := range max(1, o.tries) {
+		began := time.Now()
+		rep, err := bench.Run(ctx, "cas", opts)
+		if err != nil {
+			return err
+		}
+		y := rep.Yardsticks
+		fmt.Printf("\n%d rounds, %.0f s; fork+exec %.2f ms, 4 KiB write+fsync %.2f ms, HTTP round trip %.3f ms\n",
+			rep.N, time.Since(began).Seconds(), y.ForkExec, y.Fsync4K, y.HTTPRTT)
+		printTimes(rep)
+		first := try == 0
+		t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+		for _, b := range bounds {
+			// A bound that was reached once is reached: a second try is for what
+			// others on this machine disturbed.
+			reached := b.judge(t, rep, o.slack)
+			if first && !reached {
+				missed[b.ratio] = true
+			} else if reached {
+				delete(missed, b.ratio)
+			}
+		}
+		for _, b := range told {
+			if v, ok := rep.Number(b.tree+"_ratio", b.ratio); ok {
+				fmt.Fprintf(t, "%.3f\t\t  \t  %s\t\n", v, b.what)
+			}
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		if len(missed) == 0 {
+			break
+		}
+	}
+	err := reflinks(ctx, o, opts)
+	if len(missed) > 0 {
+		err = errors.Join(fmt.Errorf("%d bounds are not reached", len(missed)), err)
+	}
+	return err
+}
+
+// judge prints one line and reports whether the bound is reached, or cannot be
+// tried here.
+func (b *bound) judge(t *tabwriter.Writer, rep *bench.Report, slack float64) bool {
+	if why, ok := lacks(rep, b.tree, b.unless); ok {
+		fmt.Fprintf(t, "—\t≤ %.3f\t  unproven\t  %s: %s\t\n", b.most, b.what, why)
+		return true
+	}
+	v, ok := rep.Number(b.tree+"_ratio", b.ratio)
+	verdict, reached := "reached", true
+	if !ok || v > b.most*slack {
+		verdict, reached = "MISSED", false
+	}
+	fmt.Fprintf(t, "%.3f\t≤ %.3f\t  %s\t  %s\t\n", v, b.most*slack, verdict, b.what)
+	return reached
+}
+
+// lacks says why a method does not work where it was measured.
+func lacks(rep *bench.Report, tree, method string) (why string, ok bool) {
+	m, _ := rep.Extra[tree+"_not_here"].(map[string]string)
+	why, ok = m[method]
+	return why, ok && method != ""
+}
+
+func printTimes(rep *bench.Report) {
+	for _, tree := range []string{"small", "large"} {
+		took, _ := rep.Extra[tree+"_ms"].(map[string]float64)
+		var out []string
+		for name, v := range took {
+			out = append(out, fmt.Sprintf("%s %.0f", name, v))
+		}
+		slices.Sort(out)
+		fmt.Printf("%s, ms: %s\n", tree, strings.Join(out, ", "))
+	}
+}
+
+// reflinks measures on a file system that shares blocks, made for it, where
+// this machine can.
+func reflinks(ctx context.Context, o options, opts bench.Options) (err error) {
+	const size = 2 << 30
+	dir, err := os.MkdirTemp("", "skep-reflink-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	at := filepath.Join(dir, "mounted")
+	kind, unmount, err := mountSharing(ctx, filepath.Join(dir, "image"), at, size)
+	if err != nil {
+		fmt.Println("\nreflinks: unproven here:", err)
+		return nil
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
+	opts.Dir, opts.N, opts.Large = at, 1, 64<<20
+	rep, err := bench.Run(ctx, "cas", opts)
+	if err != nil {
+		return fmt.Errorf("on %s: %w", kind, err)
+	}
+	if why, ok := lacks(rep, "small", "reflink"); ok {
+		return fmt.Errorf("no reflinks on %s: %s", kind, why)
+	}
+	fmt.Printf("\nreflinks, on a %s of %d MiB in a file\n", kind, size>>20)
+	for _, tree := range []string{"small", "large"} {
+		took, _ := rep.Extra[tree+"_ms"].(map[string]float64)
+		fmt.Printf("%s: cp -r %.0f ms, warm by reflinks %.0f ms, by copies %.0f ms, with links %.1f ms, as an overlay %.1f ms\n",
+			tree, took["cp"], took["warm_reflink"], took["warm_copy"], took["warm_link"], took["warm_overlay"])
+	}
+	// Sharing the blocks of one large file must not take the time of its bytes.
+	took, _ := rep.Extra["large_ms"].(map[string]float64)
+	if took["warm_reflink"] > took["cp"]*o.slack {
+		return fmt.Errorf("a reflink of 64 MiB took %.1f ms and cp %.1f ms", took["warm_reflink"], took["cp"])
+	}
+	return nil
+}
