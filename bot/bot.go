@@ -102,18 +102,20 @@ type Bot struct {
 	badCmds   backoff.Exponential
 	passed    context.CancelFunc // ends the trial of new code; nil when there is none
 
-	mu       sync.Mutex
-	assigned map[string][]string // dimensions that the server sets
-	hooks    hooksID
-	ladder   []hook.Rung // recovery, as the fleet's configuration says
-	streak   int         // idle polls in a row
-	illness  string      // quarantine until restart
-	draining string      // why no new work is taken, "" while it is
-	task     string      // run id in hand
-	lastGood map[string][]string
-	polled   time.Time // last answered poll
-	turned   time.Time // when the loop last began a turn
-	costHour float64   // USD, as last told to the server
+	mu        sync.Mutex
+	assigned  map[string][]string // dimensions that the server sets
+	hooks     hooksID
+	ladder    []hook.Rung   // recovery, as the fleet's configuration says
+	streak    int           // idle polls in a row
+	illness   string        // quarantine until restart
+	drainFile bool          // the drain file is there
+	news      chan struct{} // closed, and replaced, when that changes
+	draining  string        // why no new work is taken, "" while it is
+	task      string        // run id in hand
+	lastGood  map[string][]string
+	polled    time.Time // last answered poll
+	turned    time.Time // when the loop last began a turn
+	costHour  float64   // USD, as last told to the server
 
 	hk          hooked
 	quarantined string // why, as last told to the server; "" = it is not
@@ -139,7 +141,7 @@ func New(cfg Config) *Bot {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	b := &Bot{
-		cfg: cfg, log: cfg.Log, session: newSession(),
+		cfg: cfg, log: cfg.Log, session: newSession(), news: make(chan struct{}),
 		pollErrs: backoff.Exponential{Min: 100 * time.Millisecond, Max: 20 * time.Second},
 		rush:     backoff.Exponential{Min: 20 * time.Millisecond, Max: 5 * time.Second},
 		badCmds:  backoff.Exponential{Min: time.Second, Max: 5 * time.Minute},
@@ -204,6 +206,10 @@ func (b *Bot) Run(ctx context.Context) error {
 	defer b.stopHard()
 	defer b.closeRunner()
 	b.prove()
+	b.lookForDrain()
+	watched := make(chan struct{})
+	go func() { defer close(watched); b.watchDrain() }()
+	defer func() { b.stopIdle(); <-watched }()
 	b.begin()
 	if err := b.handshake(); err != nil {
 		return nil //nolint:nilerr // told to end before it began
@@ -285,8 +291,11 @@ func (b *Bot) attributes() botapi.Attributes {
 	b.costHour = costOf(state["cost_usd_hour"])
 	state["bot_config"] = b.hooks
 	state["sleep_streak"] = b.streak
-	if b.draining != "" {
+	switch {
+	case b.draining != "":
 		state["maintenance"] = "draining: " + b.draining
+	case b.drainFile:
+		state["maintenance"] = "draining: the bot's directory holds a file " + DrainFile
 	}
 	b.addOurs(state)
 	data, err := json.Marshal(state)

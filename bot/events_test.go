@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -57,8 +60,8 @@ func TestOutboxIsBounded(t *testing.T) {
 		if got := f.out.len(); got != maxEvents {
 			t.Errorf("%d events wait, want %d", got, maxEvents)
 		}
-		if e, _ := f.out.first(); e.text != "error 10" {
-			t.Errorf("oldest = %q, want error 10", e.text)
+		if e, _ := f.out.first(); e.Text != "error 10" {
+			t.Errorf("oldest = %q, want error 10", e.Text)
 		}
 	})
 }
@@ -227,4 +230,41 @@ func TestRestartAndReboot(t *testing.T) {
 // first.
 func traceMatches(got, want string) bool {
 	return got == want || got == strings.Replace(want, "bot_error poll", "poll bot_error poll", 1)
+}
+
+// What a bot could not say before it was killed, the next process says, once.
+func TestEventsSurviveTheBot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		first := newFixture(t, func(c *Config, _ *fixture) { c.Dir = dir })
+		first.Error("one")
+		first.Error("two") // and it is killed: it never ran
+		f := newFixture(t, func(c *Config, _ *fixture) { c.Dir = dir })
+		wait := f.start(t)
+		time.Sleep(time.Minute)
+		var got []string
+		for _, c := range f.server.of("event") {
+			got = append(got, c.str("message"))
+		}
+		if want := "one two"; strings.Join(got, " ") != want {
+			t.Errorf("delivered %q, want %q", got, want)
+		}
+		if _, err := os.Stat(filepath.Join(dir, OutboxFile)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the file is still there: %v", err)
+		}
+		f.Drain("test")
+		wait()
+	})
+}
+
+func FuzzOutboxFile(f *testing.F) {
+	f.Add([]byte(`[{"kind":"bot_error","text":"x","uuid":"a-b"}]`))
+	f.Add([]byte(`{"kind":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, e := range parseOutbox(data) {
+			if e.UUID == "" || len(e.UUID) > 50 || len(e.Text) > maxEventText+3 {
+				t.Errorf("%+v", e)
+			}
+		}
+	})
 }

@@ -82,20 +82,23 @@ func (b *Bot) pollOnce(ctx context.Context, key string) (*botapi.PollResponse, j
 	if b.passed != nil { // new code proves itself by an answer, not by work
 		req.Wait = min(req.Wait, provingWait.Seconds())
 	}
-	ready := b.cfg.Machine.Ready()
+	ready, news := b.cfg.Machine.Ready(), b.changed()
 	call, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	select {
 	case <-ready:
+		ready = nil
 	default:
-		go func() {
-			select {
-			case <-ready:
-				cancel(errComplete) // poll again with all dimensions
-			case <-call.Done():
-			}
-		}()
 	}
+	go func() {
+		select {
+		case <-ready:
+		case <-news:
+		case <-call.Done():
+			return
+		}
+		cancel(errComplete) // poll again with all dimensions, or drained
+	}()
 	b.look()
 	req.Attributes = b.attributes()
 	b.prepare()
@@ -188,7 +191,7 @@ func (b *Bot) sleep(secs float64, took time.Duration) {
 	} else {
 		b.rush.Reset()
 	}
-	ready := b.cfg.Machine.Ready()
+	ready, news := b.cfg.Machine.Ready(), b.changed()
 	select {
 	case <-ready:
 		ready = nil // known already
@@ -199,6 +202,7 @@ func (b *Bot) sleep(secs float64, took time.Duration) {
 	select {
 	case <-t.C:
 	case <-ready:
+	case <-news:
 	case <-b.idle.Done():
 	}
 }

@@ -2,12 +2,20 @@ package bot
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/internal/atomicfile"
 	"github.com/skepdev/skep/internal/backoff"
 )
 
@@ -19,8 +27,9 @@ const (
 	maxRemembered = 256              // error texts, for the rule above
 )
 
-// outbox holds events until the server has them, in order: an error that
-// happens during an outage is exactly one that people want to see.
+// outbox holds events until the server has them, in order and on disk: an error
+// that happens during an outage, or that ends the bot, is exactly one that
+// people want to see.
 type outbox struct {
 	bot  *Bot
 	wake chan struct{} // has room for one hint
@@ -31,10 +40,75 @@ type outbox struct {
 	dropped int
 }
 
-type event struct{ kind, text, uuid string }
+// event is one of them. Its uuid stays the same however often it is sent, also
+// by a later process, so that the server notes it once.
+type event struct {
+	Kind string `json:"kind"`
+	Text string `json:"text"`
+	UUID string `json:"uuid"`
+}
 
+// OutboxFile is the file of the bot's directory with the events that the server
+// has not got yet.
+const OutboxFile = "events.json"
+
+const maxOutboxFile = 4 << 20
+
+// newOutbox begins with what an earlier process left.
 func newOutbox(b *Bot) *outbox {
-	return &outbox{bot: b, wake: make(chan struct{}, 1), said: map[string]time.Time{}}
+	o := &outbox{bot: b, wake: make(chan struct{}, 1), said: map[string]time.Time{}}
+	o.waiting = o.load()
+	if len(o.waiting) > 0 {
+		o.wake <- struct{}{}
+	}
+	return o
+}
+
+func (o *outbox) file() string { return filepath.Join(o.bot.cfg.Dir, OutboxFile) }
+
+// load reads the file; one that cannot be read is none, and is replaced.
+func (o *outbox) load() []event {
+	f, err := os.Open(o.file())
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxOutboxFile+1))
+	if err != nil || len(data) > maxOutboxFile {
+		return nil
+	}
+	return parseOutbox(data)
+}
+
+// parseOutbox reads what save wrote, and drops what the server would refuse.
+func parseOutbox(data []byte) []event {
+	var events []event
+	if json.Unmarshal(data, &events) != nil {
+		return nil
+	}
+	events = slices.DeleteFunc(events, func(e event) bool {
+		return e.UUID == "" || len(e.UUID) > 50 || e.Kind != botapi.EventError && e.Kind != botapi.EventLog || len(e.Text) > maxEventText+len("…")
+	})
+	return events[max(0, len(events)-maxEvents):]
+}
+
+// save makes what waits outlive this process. o.mu is held. Where it cannot be,
+// the events are still sent by this process.
+func (o *outbox) save() {
+	var err error
+	if len(o.waiting) == 0 {
+		if err = os.Remove(o.file()); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	} else {
+		var data []byte
+		if data, err = json.Marshal(o.waiting); err == nil {
+			err = atomicfile.Write(o.file(), data, 0o600)
+		}
+	}
+	if err != nil {
+		o.bot.log.Warn("events are not kept on disk", "err", err)
+	}
 }
 
 func (o *outbox) post(kind, text string) {
@@ -52,6 +126,7 @@ func (o *outbox) post(kind, text string) {
 		o.dropped++
 	}
 	o.waiting = append(o.waiting, event{kind, text, newUUID()})
+	o.save()
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -113,7 +188,7 @@ func (o *outbox) flush(ctx context.Context) {
 		case botapi.StatusOf(err) == http.StatusUnauthorized && refused < 5:
 			refused++ // the loop may be about to shake hands anew
 		default:
-			o.bot.log.Warn("event refused", "event", e.kind, "err", err)
+			o.bot.log.Warn("event refused", "event", e.Kind, "err", err)
 			o.remove(e)
 			continue
 		}
@@ -136,11 +211,12 @@ func (o *outbox) remove(e event) {
 	defer o.mu.Unlock()
 	if len(o.waiting) > 0 && o.waiting[0] == e {
 		o.waiting = o.waiting[1:]
+		o.save()
 	}
 }
 
 func (b *Bot) send(ctx context.Context, e event) error {
 	return b.cfg.Client.Event(ctx, &botapi.EventRequest{
-		Attributes: b.attributes(), Event: e.kind, Message: e.text, RequestUUID: e.uuid,
+		Attributes: b.attributes(), Event: e.Kind, Message: e.Text, RequestUUID: e.UUID,
 	})
 }
