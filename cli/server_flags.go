@@ -23,6 +23,7 @@ type serverFlags struct {
 	tlsClientCA            string
 	selfSigned             bool
 	behindProxy            bool
+	metricsToken           string
 	level                  slog.Level
 }
 
@@ -39,6 +40,7 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	s.cas.register(f)
 	f.StringVar(&s.botDir, "bot-dir", "", "`DIR` with skep-bot executables (default: where skep lies)")
 	f.BoolVar(&s.behindProxy, "behind-proxy", false, "a proxy in front does TLS; needs --url and an admin token")
+	f.StringVar(&s.metricsToken, "metrics-token-file", "", "`FILE` with a token that may read /metrics and nothing else, read again each time")
 	f.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	_ = cmd.MarkFlagDirname("config")
 	_ = cmd.MarkFlagDirname("bot-dir")

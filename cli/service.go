@@ -97,6 +97,14 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if s.config != nil {
 		o.Rules, o.Script = s.config.current, s.config.script
 	}
+	if s.storage.disk != nil {
+		o.Usage = s.storage.disk.Usage
+	}
+	if flags.metricsToken != "" {
+		if o.MetricsToken, err = metricsToken(flags.metricsToken); err != nil {
+			return nil, err
+		}
+	}
 	if s.server, err = server.New(ctx, o); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,7 +35,8 @@ type Scheduler struct {
 	queues *queues
 	hub    *hub
 	recent *recent
-	expiry chan time.Time // wakes the expiry loop early
+	expiry chan time.Time    // wakes the expiry loop early
+	moves  [64]atomic.Uint64 // tasks that came into a state, by its number / 16
 }
 
 // New returns a scheduler over s. Run must be called for it to do anything by
@@ -155,6 +157,7 @@ func metaTime(ctx context.Context, tx *store.Tx, key string) (time.Time, error) 
 
 // moved writes the one log line of a task's move.
 func (s *Scheduler) moved(ctx context.Context, t *skep.Task, from skep.TaskState) {
+	s.moves[t.State>>4].Add(1)
 	if from == 0 {
 		s.o.Log.LogAttrs(ctx, slog.LevelInfo, "task created", slog.String("task", t.ID.String()), slog.String("to", t.State.String()))
 		return
@@ -165,3 +168,35 @@ func (s *Scheduler) moved(ctx context.Context, t *skep.Task, from skep.TaskState
 
 // BotDeath returns the silence after which a bot counts as dead.
 func (s *Scheduler) BotDeath() time.Duration { return s.o.BotDeath() }
+
+// Entered returns how many tasks came into each state since the start of this
+// process: which of them the numbers are of is all that a metric needs.
+func (s *Scheduler) Entered() map[skep.TaskState]uint64 {
+	out := map[skep.TaskState]uint64{}
+	for i := range s.moves {
+		if n := s.moves[i].Load(); n > 0 {
+			out[skep.TaskState(i<<4)] = n
+		}
+	}
+	return out
+}
+
+// Waiting returns how many polls wait on this process.
+func (s *Scheduler) Waiting() int {
+	s.queues.mu.Lock()
+	defer s.queues.mu.Unlock()
+	return len(s.queues.bots)
+}
+
+// QueuePool returns the pool that tasks of a queue ask for; "" when that is
+// not known here.
+func (s *Scheduler) QueuePool(id skep.QueueID) string {
+	s.queues.mu.Lock()
+	defer s.queues.mu.Unlock()
+	if q := s.queues.all[id]; q != nil {
+		if v := q.Dimensions.Get("pool"); len(v) > 0 {
+			return v[0]
+		}
+	}
+	return ""
+}

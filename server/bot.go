@@ -445,6 +445,7 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	b, _ := s.describe(r, sp.id, &req.Attributes)
 	b.SessionID = sp.session.process
+	s.metrics.event(req.Event, req.Message)
 	if req.Event == botapi.EventError {
 		s.log.WarnContext(r.Context(), "bot error", "bot", string(sp.id), "message", clip(req.Message, 4096))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/cas/disk"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/store"
@@ -38,7 +39,12 @@ type Options struct {
 	CAS         string // grpc(s):// URL of the storage that bots use; "" = that of this server
 	Blobs       Blobs  // this server's own storage, for its pages; nil = it has none
 
-	Rules       func() *Rules // of the moment; nil = the server has no configuration
+	Rules func() *Rules // of the moment; nil = the server has no configuration
+	// MetricsToken is what a scraper of /metrics may bring instead of a token of
+	// scope admin; nil or "" = nothing.
+	MetricsToken func() string
+	Usage        func() disk.Usage // of this server's own storage; nil = it has none
+
 	LookEvery   time.Duration // how often the fleet is looked at; default 10 s
 	BehindProxy bool          // callers' addresses and certificates are the proxy's
 }
@@ -57,6 +63,7 @@ type Server struct {
 	rpc      *prpc.Server
 	mux      *http.ServeMux
 	fleet    *fleetHealth
+	metrics  *metrics
 	lastAway atomic.Int64 // Unix second of the last log line about an outage
 }
 
@@ -95,6 +102,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err := s.register(); err != nil {
 		return nil, fmt.Errorf("register services: %w", err)
 	}
+	s.metrics = newMetrics(s)
 	s.routes()
 	return s, nil
 }
@@ -120,6 +128,7 @@ const (
 var table = []route{
 	{"GET /healthz", accessAll, (*Server).healthz},
 	{"GET /readyz", accessAll, (*Server).readyz},
+	{"GET /metrics", accessAll, (*Server).serveMetrics},
 	{"GET " + botapi.PathServerPing, accessAll, (*Server).serverPing},
 	{prpc.Prefix, accessRPC, (*Server).serveRPC},
 	{"POST " + botapi.PathHandshake, accessBot, (*Server).handshake},
@@ -142,7 +151,10 @@ var table = []route{
 func (s *Server) routes() {
 	s.mux = http.NewServeMux()
 	for _, rt := range table {
-		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+		answers := s.metrics.routes[rt.pattern]
+		s.mux.HandleFunc(rt.pattern, func(plain http.ResponseWriter, r *http.Request) {
+			w := &countedWriter{ResponseWriter: plain}
+			defer func() { answers.note(w.status) }()
 			var err error
 			if rt.access != accessAll {
 				r, err = s.identify(r)

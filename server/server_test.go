@@ -25,6 +25,7 @@ type fleet struct {
 	url    string
 	store  *store.Store
 	client *client.Client
+	server *Server
 }
 
 // start brings up a server without a listener. It runs until the test ends.
@@ -81,7 +82,7 @@ func serve(t *testing.T, change func(*Options)) *fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fleet{t: t, url: hs.URL, store: st, client: c}
+	return &fleet{t: t, url: hs.URL, store: st, client: c, server: srv}
 }
 
 // post sends a Bot API call and returns its status and answer.

@@ -95,6 +95,7 @@ type writers struct {
 	queue   chan *change
 	stop    chan struct{}
 	ended   chan struct{} // all of them
+	stats   commitStats
 }
 
 // writer is one of them.
@@ -233,10 +234,12 @@ func (w *writer) commit(batch []*change) {
 	if len(batch) == 0 {
 		return
 	}
+	began := time.Now()
 	err := w.try(batch, false)
 	for attempt := 0; err != nil && attempt < 5 && (errors.Is(err, errSpoiled) || transient(err)); attempt++ {
 		err = w.try(batch, true)
 	}
+	w.stats.note(began, len(batch), err)
 	for _, c := range batch {
 		if err != nil {
 			c.err = unsettled(err)

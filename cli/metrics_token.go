@@ -1,0 +1,42 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// minMetricsToken keeps an empty or half-written file from opening the door.
+const minMetricsToken = 16
+
+// metricsToken returns what the file holds, "" while it cannot be used. It must
+// be good at the start.
+func metricsToken(file string) (func() string, error) {
+	read := func() (string, error) {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		data, err := io.ReadAll(io.LimitReader(f, 4096))
+		if err != nil {
+			return "", err
+		}
+		token := strings.TrimSpace(string(data))
+		if len(token) < minMetricsToken {
+			return "", fmt.Errorf("%s holds %d characters, want at least %d", file, len(token), minMetricsToken)
+		}
+		return token, nil
+	}
+	if _, err := read(); err != nil {
+		return nil, fmt.Errorf("--metrics-token-file: %w", err)
+	}
+	return func() string {
+		token, err := read()
+		if err != nil {
+			return ""
+		}
+		return token
+	}, nil
+}
