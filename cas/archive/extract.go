@@ -144,7 +144,17 @@ func (x *extraction) plan(dirs map[cas.Hash]*cas.Directory, root cas.Digest) err
 	}
 	err := walk("", dirs[root.Hash])
 	x.out.Dirs, x.out.Symlinks = len(x.dirs)+1, len(x.links)
-	return err
+	if err != nil {
+		return err
+	}
+	links := make(map[string]string, len(x.links))
+	for _, l := range x.links {
+		links[l.path] = l.target
+	}
+	if out := cas.LeavingLink(links); out != "" {
+		return skep.Errorf(skep.Invalid, "symlink %s leaves the tree by way of another", out)
+	}
+	return nil
 }
 
 // streamFrom is the size of blobs that are written as they come.

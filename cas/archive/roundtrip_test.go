@@ -162,6 +162,7 @@ func TestExtractRefuses(t *testing.T) {
 	x := cas.Sum([]byte("x"))
 	put(t, c, []byte("x"))
 	absent := cas.Sum([]byte("absent"))
+	below := put(t, c, (&cas.Directory{Symlinks: []cas.Symlink{{Name: "m", Target: "../l/../x"}}}).Encode())
 	for _, tc := range []struct {
 		name string
 		dir  cas.Directory
@@ -169,6 +170,7 @@ func TestExtractRefuses(t *testing.T) {
 	}{
 		{"a link out", cas.Directory{Symlinks: []cas.Symlink{{Name: "l", Target: "../x"}}}, skep.Invalid},
 		{"an absolute link", cas.Directory{Symlinks: []cas.Symlink{{Name: "l", Target: "/etc"}}}, skep.Invalid},
+		{"a link out by way of another", cas.Directory{Symlinks: []cas.Symlink{{Name: "l", Target: "."}}, Dirs: []cas.Dir{{Name: "q", Digest: below}}}, skep.Invalid},
 		{"a name with a slash", cas.Directory{Files: []cas.File{{Name: "a/b", Digest: x}}}, skep.Invalid},
 		{"a parent", cas.Directory{Files: []cas.File{{Name: "..", Digest: x}}}, skep.Invalid},
 		{"a name twice", cas.Directory{Files: []cas.File{{Name: "a", Digest: x}}, Symlinks: []cas.Symlink{{Name: "a", Target: "b"}}}, skep.Invalid},
