@@ -52,7 +52,7 @@ func Scan(ctx context.Context, dir string, opt Options) (*Tree, error) {
 	var mu sync.Mutex
 	var blobs []remote.Source
 	seen := map[cas.Digest]bool{}
-	t, err := walk(ctx, dir, opt, false, func(s remote.Source) error {
+	t, err := walk(ctx, dir, &walker{opt: opt, emit: func(s remote.Source) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if !seen[s.Digest] {
@@ -60,7 +60,7 @@ func Scan(ctx context.Context, dir string, opt Options) (*Tree, error) {
 			blobs = append(blobs, s)
 		}
 		return nil
-	})
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -69,12 +69,14 @@ func Scan(ctx context.Context, dir string, opt Options) (*Tree, error) {
 }
 
 // Upload hashes the directory dir and sends to what is missing there, both at
-// the same time. When it returns the storage has the whole tree.
+// the same time. A large file whose hash is not known is sent while it is
+// hashed where the storage can take it so (remote.Uploader.Hash). When it
+// returns the storage has the whole tree.
 func Upload(ctx context.Context, to *remote.Client, dir string, opt Options) (*Tree, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	u := to.Uploader(ctx, opt.Sent)
-	t, err := walk(ctx, dir, opt, true, u.Add)
+	t, err := walk(ctx, dir, &walker{opt: opt, keep: true, emit: u.Add, send: u.Hash})
 	if err != nil {
 		stop()
 	}

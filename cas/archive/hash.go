@@ -43,7 +43,7 @@ func (w *walker) hash(ctx context.Context, h *hasher, j job) (cas.File, error) {
 		return cas.File{Name: j.name, Digest: d, Executable: executable(j.info)}, w.emit(j.source(d, nil))
 	}
 	for try := 1; ; try++ {
-		d, data, info, err := w.read(ctx, h, j)
+		d, data, sent, info, err := w.read(ctx, h, j)
 		if errors.Is(err, errChanged) && try < tries && ctx.Err() == nil {
 			if j.info, err = j.dir.open.Lstat(j.name); err == nil && j.info.Mode().IsRegular() {
 				continue
@@ -58,6 +58,9 @@ func (w *walker) hash(ctx context.Context, h *hasher, j job) (cas.File, error) {
 		w.count(d.Size, false)
 		w.stats.learn(at, info, d.Hash)
 		j.info = info
+		if sent {
+			return cas.File{Name: j.name, Digest: d, Executable: executable(info)}, nil
+		}
 		return cas.File{Name: j.name, Digest: d, Executable: executable(info)}, w.emit(j.source(d, data))
 	}
 }
@@ -73,24 +76,37 @@ func (w *walker) count(n int64, cached bool) {
 	}
 }
 
-// read hashes the file once. data is its content where that is kept.
-func (w *walker) read(ctx context.Context, h *hasher, j job) (d cas.Digest, data []byte, info fs.FileInfo, err error) {
+// read hashes the file once. data is its content where that is kept; sent says
+// that the storage has it.
+func (w *walker) read(ctx context.Context, h *hasher, j job) (d cas.Digest, data []byte, sent bool, info fs.FileInfo, err error) {
 	f, err := j.dir.open.OpenFile(j.name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe put in its place must not hold us
 	if err != nil {
-		return d, nil, nil, err
+		return d, nil, false, nil, err
 	}
 	defer f.Close()
 	info, err = f.Stat()
 	if err != nil {
-		return d, nil, nil, err
+		return d, nil, false, nil, err
 	}
 	if !info.Mode().IsRegular() || !os.SameFile(info, j.info) {
-		return d, nil, nil, errChanged
+		return d, nil, false, nil, errChanged
+	}
+	unchanged := func() error {
+		after, err := f.Stat()
+		if err == nil && stamp(after) != stamp(info) {
+			err = errChanged
+		}
+		return err
 	}
 	size := info.Size()
+	if w.send != nil {
+		if d, err = w.send(f, size, unchanged); !errors.Is(err, remote.ErrNotTaken) {
+			return d, nil, err == nil, info, err
+		}
+	}
 	if w.keep && size < keepBelow {
 		if data, err = readSmall(f, size); err != nil {
-			return d, nil, nil, err
+			return d, nil, false, nil, err
 		}
 		d = cas.Sum(data)
 	} else {
@@ -100,18 +116,16 @@ func (w *walker) read(ctx context.Context, h *hasher, j job) (d cas.Digest, data
 		h.sum.Reset()
 		n, err := io.CopyBuffer(struct{ io.Writer }{h.sum}, &untilDone{ctx, io.LimitReader(f, size+1)}, h.buf)
 		if err != nil {
-			return d, nil, nil, err
+			return d, nil, false, nil, err
 		}
 		d = cas.Digest{Hash: cas.Hash(h.sum.Sum(nil)), Size: n}
 	}
-	after, err := f.Stat()
-	if err != nil {
-		return d, nil, nil, err
+	if d.Size != size {
+		err = errChanged
+	} else {
+		err = unchanged()
 	}
-	if d.Size != size || stamp(after) != stamp(info) {
-		return d, nil, nil, errChanged
-	}
-	return d, data, info, nil
+	return d, data, false, info, err
 }
 
 // readSmall reads a file of the size, and sees whether it has more.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -27,7 +28,8 @@ type walker struct {
 	stats            *statCache
 	start            time.Time
 	emit             func(remote.Source) error
-	keep             bool // give small files' bytes to emit, which read them anyway
+	keep             bool                                                                        // give small files' bytes to emit, which read them anyway
+	send             func(f io.ReaderAt, size int64, unchanged func() error) (cas.Digest, error) // hashes and uploads in one; nil = nothing does
 
 	jobs    chan job
 	entries atomic.Int64
@@ -63,10 +65,9 @@ type job struct {
 	info fs.FileInfo
 }
 
-func walk(ctx context.Context, dir string, opt Options, keep bool, emit func(remote.Source) error) (*Tree, error) {
-	opt = opt.filled()
-	w := &walker{opt: opt, keep: keep, emit: emit, start: opt.Now(), jobs: make(chan job, 64)}
-	var err error
+func walk(ctx context.Context, dir string, w *walker) (_ *Tree, err error) {
+	opt := w.opt.filled()
+	w.opt, w.start, w.jobs = opt, opt.Now(), make(chan job, 64)
 	if w.include, err = parseGlobs("include", opt.Include); err != nil {
 		return nil, err
 	}

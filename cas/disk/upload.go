@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,14 @@ type upload struct {
 	began int64 // bytes of which writing to disk was started
 }
 
+// String names the blob in errors.
+func (u *upload) String() string {
+	if u.digest.Hash == (cas.Hash{}) {
+		return fmt.Sprintf("of %d bytes", u.digest.Size)
+	}
+	return u.digest.String()
+}
+
 // Upload is one caller's part in writing one blob. It is not for many
 // goroutines at once.
 type Upload struct {
@@ -62,8 +71,8 @@ type Upload struct {
 // the store is open. If the store has the blob already, Offset says its size
 // and Commit does nothing.
 func (s *Store) Upload(ctx context.Context, d cas.Digest, id string) (*Upload, error) {
-	if id == "" || len(id) > maxUploadID {
-		return nil, skep.Errorf(skep.Invalid, "upload id of %d bytes, want 1 to %d", len(id), maxUploadID)
+	if id == "" || len(id) > maxUploadID || strings.HasPrefix(id, unnamedPrefix) {
+		return nil, skep.Errorf(skep.Invalid, "upload id of %d bytes, want 1 to %d and no NUL in front", len(id), maxUploadID)
 	}
 	missing, err := s.Missing(ctx, []cas.Digest{d})
 	if err != nil {
@@ -181,7 +190,7 @@ func (up *Upload) Write(p []byte) (int, error) {
 	}
 	u.last.Store(up.s.o.Now().UnixNano())
 	if int64(len(p)) > u.digest.Size-u.sum.size {
-		return 0, skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u.digest)
+		return 0, skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u)
 	}
 	if u.file == nil {
 		u.data = append(u.data, p...)
@@ -202,7 +211,7 @@ func (up *Upload) Write(p []byte) (int, error) {
 		if isFull(err) {
 			return 0, up.s.full(u.digest.Size, err)
 		}
-		return 0, fmt.Errorf("write blob %s: %w", u.digest, err)
+		return 0, fmt.Errorf("write blob %s: %w", u, err)
 	}
 	if n := u.sum.size - u.began; n >= 8<<20 {
 		writeBehind(u.file, u.began, n)
@@ -225,11 +234,8 @@ func (up *Upload) Commit(ctx context.Context) error {
 		return errTakenOver
 	}
 	defer u.end(s)
-	if u.sum.size != u.digest.Size {
-		return skep.Errorf(skep.Invalid, "blob %s: the content has %d bytes", u.digest, u.sum.size)
-	}
-	if got := cas.Hash(u.sum.hash.Sum(nil)); got != u.digest.Hash {
-		return skep.Errorf(skep.Invalid, "blob %s: the content's hash is %s", u.digest, got)
+	if err := u.check(u.digest); err != nil {
+		return err
 	}
 	if u.file == nil {
 		s.release(u.held) // writeSmall takes its own
@@ -240,15 +246,31 @@ func (up *Upload) Commit(ctx context.Context) error {
 		}
 		return it.err
 	}
+	return u.install(s, u.digest)
+}
+
+// check compares all that came with a digest.
+func (u *upload) check(d cas.Digest) error {
+	if u.sum.size != d.Size {
+		return skep.Errorf(skep.Invalid, "blob %s: the content has %d bytes", d, u.sum.size)
+	}
+	if got := cas.Hash(u.sum.hash.Sum(nil)); got != d.Hash {
+		return skep.Errorf(skep.Invalid, "blob %s: the content's hash is %s", d, got)
+	}
+	return nil
+}
+
+// install makes the file the blob d.
+func (u *upload) install(s *Store, d cas.Digest) error {
 	err := s.step("write upload")
 	if err == nil {
-		_, err = u.file.WriteAt(u.sum.footer(), u.digest.Size)
+		_, err = u.file.WriteAt(u.sum.footer(), d.Size)
 	}
 	f := u.file
 	u.file = nil
-	err = s.install(f, u.temp, u.digest, err)
+	err = s.install(f, u.temp, d, err)
 	if isFull(err) {
-		return s.full(u.digest.Size, err)
+		return s.full(d.Size, err)
 	}
 	return err
 }

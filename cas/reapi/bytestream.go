@@ -178,6 +178,9 @@ func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 	if err != nil {
 		return s.status(ctx, err, "")
 	}
+	if r, is, err := ParseUnnamed(msg.ResourceName); is {
+		return s.writeUnnamed(ctx, in, msg, r, err)
+	}
 	r, err := ParseWrite(msg.ResourceName)
 	if err != nil {
 		return s.status(ctx, err, "")
@@ -300,6 +303,9 @@ type messages struct {
 	offset int64 // of the next message
 	free   bool  // offsets mean nothing: that of a compressed stream mixes two kinds of bytes
 	ended  bool
+
+	unnamed bool
+	last    string // the name in the last message of an unnamed one
 }
 
 // message returns the data of the next message, io.EOF after the last.
@@ -315,21 +321,23 @@ func (m *messages) message() ([]byte, error) {
 	}
 	m.fresh = false
 	req := &m.msg.WriteRequest
-	if req.ResourceName != "" && req.ResourceName != m.name {
+	if m.unnamed && req.FinishWrite {
+		m.last = req.ResourceName
+	} else if req.ResourceName != "" && req.ResourceName != m.name {
 		return nil, skep.Invalidf("resource_name", "changes within a stream")
 	}
 	if !m.free {
 		if req.WriteOffset != m.offset {
-			return nil, skep.Invalidf("write_offset", "is %d, want %d: the bytes of blob %s come in order", req.WriteOffset, m.offset, m.digest)
+			return nil, skep.Invalidf("write_offset", "is %d, want %d: the bytes of a blob come in order", req.WriteOffset, m.offset)
 		}
 		m.offset += int64(len(req.Data))
 		if m.offset > m.digest.Size {
-			return nil, skep.Errorf(skep.Invalid, "blob %s: the stream has %d bytes and more", m.digest, m.offset)
+			return nil, skep.Errorf(skep.Invalid, "%s: the stream has %d bytes and more", m.name, m.offset)
 		}
 	}
 	if req.FinishWrite {
 		if m.ended = true; !m.free && m.offset != m.digest.Size {
-			return nil, skep.Errorf(skep.Invalid, "blob %s: the stream ended after %d bytes", m.digest, m.offset)
+			return nil, skep.Errorf(skep.Invalid, "%s: the stream ended after %d bytes", m.name, m.offset)
 		}
 	}
 	return req.Data, nil

@@ -5,6 +5,8 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/bazelbuild/remote-apis/build/bazel/semver"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 const (
@@ -18,11 +20,15 @@ const (
 
 type capabilities struct {
 	repb.UnimplementedCapabilitiesServer
+	unnamed bool // blobs may be written before their digest is known
 }
 
 // GetCapabilities says what is served. A client that is not told
 // max_batch_total_size_bytes takes it for zero and makes a call for each blob.
-func (capabilities) GetCapabilities(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+func (c capabilities) GetCapabilities(ctx context.Context, _ *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+	if c.unnamed {
+		_ = grpc.SetHeader(ctx, metadata.Pairs(UnnamedHeader, "1")) // who is not told does without
+	}
 	zstd := []repb.Compressor_Value{repb.Compressor_ZSTD}
 	return &repb.ServerCapabilities{
 		CacheCapabilities: &repb.CacheCapabilities{

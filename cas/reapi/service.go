@@ -34,6 +34,7 @@ type Service struct {
 	bspb.UnimplementedByteStreamServer
 
 	store  Store
+	keeps  bool // blobs, itself
 	log    *slog.Logger
 	admit  func(ctx context.Context, authority, authorization string) error
 	memory *semaphore.Weighted // bytes that batches may hold besides their messages
@@ -50,13 +51,14 @@ const (
 
 // New returns a service.
 func New(o Options) *Service {
-	if o.Store == nil {
+	keeps := o.Store != nil
+	if !keeps {
 		o.Store = elsewhere(o.Elsewhere)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{store: o.Store, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory), coders: semaphore.NewWeighted(maxCoders)}
+	return &Service{store: o.Store, keeps: keeps, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory), coders: semaphore.NewWeighted(maxCoders)}
 }
 
 // GRPC returns a gRPC server with the three services, ready to Serve.
@@ -77,7 +79,7 @@ func (s *Service) GRPC() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.InTapHandle(s.tap),
 	)
-	repb.RegisterCapabilitiesServer(g, capabilities{})
+	repb.RegisterCapabilitiesServer(g, capabilities{unnamed: s.keeps})
 	repb.RegisterContentAddressableStorageServer(g, s)
 	bspb.RegisterByteStreamServer(g, s)
 	return g

@@ -215,6 +215,12 @@ func (s *stream) close() {
 // unary makes a call with one message each way, once. buf is for the answer
 // and may be nil.
 func (c *Client) unary(ctx context.Context, method string, msg [][]byte, buf []byte) ([]byte, error) {
+	answer, _, err := c.call(ctx, method, msg, buf)
+	return answer, err
+}
+
+// call is unary that returns the headers of the answer, too.
+func (c *Client) call(ctx context.Context, method string, msg [][]byte, buf []byte) ([]byte, http.Header, error) {
 	size := 0
 	for _, m := range msg {
 		size += len(m)
@@ -222,23 +228,23 @@ func (c *Client) unary(ctx context.Context, method string, msg [][]byte, buf []b
 	head := appendFrame(make([]byte, 0, frameHeader), size)
 	s, err := c.open(ctx, method, &segments{append([][]byte{head}, msg...)}, int64(frameHeader+size), unaryDeadline)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer s.close()
 	answer, err := s.recv(buf, maxAnswer)
 	if errors.Is(err, io.EOF) {
-		return nil, statusf(unavailable, "the answer has no message")
+		return nil, nil, statusf(unavailable, "the answer has no message")
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	switch _, err = s.next(maxAnswer); {
 	case errors.Is(err, io.EOF):
-		return answer, nil
+		return answer, s.resp.Header, nil
 	case err == nil:
-		return nil, statusf(unimplemented, "the answer has more than one message")
+		return nil, nil, statusf(unimplemented, "the answer has more than one message")
 	default:
-		return nil, err
+		return nil, nil, err
 	}
 }
 

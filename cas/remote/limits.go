@@ -12,6 +12,7 @@ type Limits struct {
 	Blob      int64 // bytes of the largest blob; 0 = no limit known
 	Zstd      bool  // streams may be compressed
 	ZstdBatch bool  // blobs of a batched upload may be compressed
+	Unnamed   bool  // a blob may be written before its digest is known; a skep server's own
 
 	sha256, digests bool
 }
@@ -26,7 +27,7 @@ func (c *Client) Limits(ctx context.Context) (Limits, error) {
 	var l Limits
 	const what = "capabilities"
 	err := c.retry(ctx, what, func(ctx context.Context) (bool, error) {
-		b, err := c.unary(ctx, methodCapabilities, [][]byte{appendString(nil, 1, c.instance)}, nil)
+		b, header, err := c.call(ctx, methodCapabilities, [][]byte{appendString(nil, 1, c.instance)}, nil)
 		if codeOf(err) == unimplemented { // a storage without the service: the least that all take
 			l, err = Limits{}, nil
 			return false, nil
@@ -37,6 +38,7 @@ func (c *Client) Limits(ctx context.Context) (Limits, error) {
 		if l, err = decodeCapabilities(b); err != nil {
 			return false, malformed(what, err)
 		}
+		l.Unnamed = header.Get(unnamedHeader) == "1"
 		return false, nil
 	})
 	if err != nil {

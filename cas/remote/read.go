@@ -270,10 +270,15 @@ func (in *incoming) Write(p []byte) (int, error) {
 	if int64(len(p)) > in.want.Size-in.n {
 		return 0, permanentError{skep.Errorf(skep.Unavailable, "%w", &CorruptError{in.want, cas.Digest{Size: in.n + int64(len(p))}})}
 	}
+	hashed := make(chan struct{})
+	go func() { // while the kernel copies
+		in.hash.Write(p)
+		close(hashed)
+	}()
 	n, err := in.w.Write(p)
-	in.hash.Write(p[:n])
+	<-hashed
 	in.n += int64(n)
-	if err != nil {
+	if err != nil { // for good: that more was hashed does not matter
 		return n, permanentError{err}
 	}
 	return n, nil

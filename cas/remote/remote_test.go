@@ -23,8 +23,8 @@ import (
 	"github.com/skepdev/skep/cas"
 )
 
-// load is blobs of every size class.
-func load() (list []Source) {
+// load is blobs of every size class, made once.
+var load = sync.OnceValue(func() (list []Source) {
 	for i, n := range []int{0, 1, 100, 5000, 64 << 10, 1 << 20, 4<<20 - 70_000, 4<<20 + 1} {
 		for _, data := range [][]byte{noise(uint64(i), n), text(uint64(i), n)} {
 			list = append(list, Source{Digest: cas.Sum(data), Data: data})
@@ -35,7 +35,7 @@ func load() (list []Source) {
 		list = append(list, Source{Digest: cas.Sum(data), Open: func() (io.ReadSeekCloser, error) { return inMemory{bytes.NewReader(data)}, nil }, Data: nil})
 	}
 	return list
-}
+})
 
 func TestUploadAndRead(t *testing.T) {
 	for _, tc := range []struct {
@@ -52,6 +52,7 @@ func TestUploadAndRead(t *testing.T) {
 		{"no capabilities", func(s *storage) { s.noCaps, s.caps.MaxBatchTotalSizeBytes = true, 0 }, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			s := newStorage()
 			tc.server(s)
 			c := client(t, s.start(t, nil)+"/some/instance")

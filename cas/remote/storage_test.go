@@ -409,9 +409,12 @@ func noise(seed uint64, n int) []byte {
 }
 
 func text(seed uint64, n int) []byte {
-	var b strings.Builder
-	for i := 0; b.Len() < n; i++ {
-		fmt.Fprintf(&b, "line %d of blob %d\n", i, seed)
+	b := make([]byte, 0, n+64)
+	for i := uint64(0); len(b) < n; i++ {
+		b = append(b, "line "...)
+		b = strconv.AppendUint(b, i, 10)
+		b = append(b, " of blob "...)
+		b = append(strconv.AppendUint(b, seed, 10), '\n')
 	}
-	return []byte(b.String()[:n])
+	return b[:n]
 }

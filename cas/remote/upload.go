@@ -51,10 +51,10 @@ const (
 
 // Uploader uploads blobs while its caller still finds more of them.
 type Uploader struct {
-	c        *Client
-	ctx      context.Context
-	progress func(int64)
-	groups   *errgroup.Group
+	c      *Client
+	ctx    context.Context
+	tell   func(int64)
+	groups *errgroup.Group
 
 	mu     sync.Mutex // held while a group waits for its turn
 	seen   map[cas.Digest]struct{}
@@ -63,14 +63,26 @@ type Uploader struct {
 
 	counting sync.Mutex
 	stats    Stats
+	ahead    int64 // bytes told that will be sent again
+}
+
+// progress tells of n bytes more that are done.
+func (u *Uploader) progress(n int64) {
+	if u.tell == nil {
+		return
+	}
+	u.counting.Lock()
+	known := min(n, u.ahead)
+	u.ahead -= known
+	u.counting.Unlock()
+	if n > known {
+		u.tell(n - known)
+	}
 }
 
 // Uploader begins an upload. Wait must be called.
 func (c *Client) Uploader(ctx context.Context, progress func(n int64)) *Uploader {
-	if progress == nil {
-		progress = func(int64) {}
-	}
-	u := &Uploader{c: c, progress: progress, seen: map[cas.Digest]struct{}{}}
+	u := &Uploader{c: c, tell: progress, seen: map[cas.Digest]struct{}{}}
 	u.groups, u.ctx = errgroup.WithContext(ctx)
 	u.groups.SetLimit(groupsOpen)
 	return u

@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/reapi"
 )
@@ -81,6 +82,10 @@ func (l *liar) Open(_ context.Context, d cas.Digest, offset int64) (io.ReadClose
 
 func (l *liar) Upload(context.Context, cas.Digest, string) (reapi.Upload, error) {
 	return &liarUpload{l: l}, nil
+}
+
+func (l *liar) UploadUnnamed(context.Context, int64) (reapi.Unnamed, error) {
+	return nil, skep.Errorf(skep.Precondition, "a liar wants the digest first")
 }
 
 func (l *liar) UploadOffset(cas.Digest, string) int64 { return 0 }
