@@ -17,6 +17,7 @@ import (
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
 	"github.com/skepdev/skep/internal/show/lies"
+	"github.com/skepdev/skep/internal/show/secrets"
 	"github.com/skepdev/skep/internal/show/upgrade"
 )
 
@@ -44,6 +45,10 @@ func run(args []string) int {
 			return fuzz.Main(args[1:])
 		case "gostd":
 			return gostd.Main(args[1:])
+		case "secrets":
+			return secrets.Main(args[1:])
+		case "probe-secrets": // the task of that
+			return secrets.Probe(args[1:])
 		case "trees", "speed", "kills", "hostile", "soak":
 			return content.Main(args[0], args[1:])
 		case "upgrade":

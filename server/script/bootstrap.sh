@@ -15,7 +15,8 @@ set -eu
 server={{.Server}}
 token={{.Token}}
 ca={{.TLSCA}}
-dir= id= how=run print= user=$(id -un)
+me=$(id -un 2>/dev/null) || me=$(id -u) # an account of a container may have no name
+dir= id= how=run print= user=$me
 
 die() { echo "bootstrap: $*" >&2; exit 1; }
 
@@ -157,7 +158,7 @@ fi
 
 umask 077
 mkdir -p "$dir"
-[ "$(id -un)" = "$user" ] || chown "$user" "$dir"
+[ "$me" = "$user" ] || chown "$user" "$dir"
 cd "$dir"
 certs=
 if [ -n "$ca" ]; then
@@ -187,14 +188,14 @@ if [ ! -x swarming_bot ] || ! ./swarming_bot version >/dev/null 2>&1; then
 		sleep "$tries"
 	done
 	chmod 755 "$tmp"
-	[ "$(id -un)" = "$user" ] || chown "$user" "$tmp"
+	[ "$me" = "$user" ] || chown "$user" "$tmp"
 	mv "$tmp" swarming_bot
 	trap - EXIT
 fi
 if [ -n "$token" ]; then # a bot whose own credential is still good removes it unused
 	mkdir -p tmp
 	printf '%s\n' "$token" >tmp/bootstrap.tok
-	[ "$(id -un)" = "$user" ] || chown "$user" tmp tmp/bootstrap.tok
+	[ "$me" = "$user" ] || chown "$user" tmp tmp/bootstrap.tok
 	mv tmp/bootstrap.tok bootstrap.tok
 fi
 umask 022
@@ -217,7 +218,7 @@ at-login/darwin)
 	mkdir -p "$HOME/Library/LaunchAgents"
 	plist >"$HOME/Library/LaunchAgents/dev.skep.bot.plist"
 	launchctl bootstrap "gui/$(id -u)" "$HOME/Library/LaunchAgents/dev.skep.bot.plist"
-	echo "bootstrap: dev.skep.bot runs in $dir whenever $(id -un) logs in"
+	echo "bootstrap: dev.skep.bot runs in $dir whenever $me logs in"
 	;;
 rc-local/*)
 	loop >"$dir/start_bot.sh"
@@ -239,7 +240,7 @@ Type=Application
 Name=skep bot
 Exec=sh $dir/start_bot.sh
 DESKTOP
-	echo "bootstrap: the bot in $dir runs whenever $(id -un) logs in"
+	echo "bootstrap: the bot in $dir runs whenever $me logs in"
 	;;
 run/*)
 	loop >start_bot.sh
