@@ -75,6 +75,7 @@ func (s *Server) botCodeVersion(w http.ResponseWriter, r *http.Request) error {
 	h.Set("ETag", `"`+b.Digest+`"`)
 	h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
 	h.Set("Vary", "Accept-Encoding")
+	defer sending(w, b.Size())()
 	// Ranges are of the plain bytes, so that a download goes on where it stopped.
 	if r.Header.Get("Range") == "" && acceptsGzip(r) {
 		if z := b.Gzip(); z != nil {

@@ -229,6 +229,7 @@ func (s *Server) casFile(w http.ResponseWriter, r *http.Request, d cas.Digest, n
 		h.Set("Content-Disposition", "attachment")
 	}
 	_, _ = f.Seek(0, io.SeekStart)
+	defer sending(w, d.Size)()
 	http.ServeContent(w, r, "", time.Time{}, f)
 	return nil
 }
