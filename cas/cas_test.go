@@ -124,8 +124,16 @@ func TestEscapes(t *testing.T) {
 		dir, target string
 		want        bool
 	}{
-		{"", "a", false}, {"", "..", true}, {"a", "..", false}, {"a", "../..", true}, {"a/b", "../../c", false},
-		{"a/b", "../../../c", true}, {"", "/etc/passwd", true}, {"a", "b/../../../x", true}, {"", `C:\x`, true}, {"", "a/../b", false},
+		{"", "a", false},
+		{"", "..", true},
+		{"a", "..", false},
+		{"a", "../..", true},
+		{"a/b", "../../c", false},
+		{"a/b", "../../../c", true},
+		{"", "/etc/passwd", true},
+		{"a", "b/../../../x", true},
+		{"", `C:\x`, true},
+		{"", "a/../b", false},
 	} {
 		if got := Escapes(tc.dir, tc.target); got != tc.want {
 			t.Errorf("Escapes(%q, %q) = %v", tc.dir, tc.target, got)

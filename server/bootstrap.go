@@ -27,8 +27,12 @@ type platformCode struct{ OS, Arch, Digest string }
 
 // platforms are those that bots are built for. decisions.md 37.
 var platforms = []rollout.Platform{
-	{OS: "linux", Arch: "amd64"}, {OS: "linux", Arch: "arm64"}, {OS: "darwin", Arch: "amd64"}, {OS: "darwin", Arch: "arm64"},
-	{OS: "windows", Arch: "amd64"}, {OS: "windows", Arch: "arm64"},
+	{OS: "linux", Arch: "amd64"},
+	{OS: "linux", Arch: "arm64"},
+	{OS: "darwin", Arch: "amd64"},
+	{OS: "darwin", Arch: "arm64"},
+	{OS: "windows", Arch: "amd64"},
+	{OS: "windows", Arch: "arm64"},
 }
 
 // bootstrap hands out the script that turns a machine into a bot: for a POSIX
