@@ -112,7 +112,7 @@ func DecodeDirectory(b []byte) (*Directory, error) {
 	}
 	var d Directory
 	err := Fields(b, func(field protowire.Number, f Field) error {
-		switch field {
+		switch field { //nolint:exhaustive // numbers of fields
 		case dirFiles:
 			n, err := decodeNode(f.Bytes)
 			d.Files = append(d.Files, File{n.name, n.digest, n.exec})
@@ -124,7 +124,7 @@ func DecodeDirectory(b []byte) (*Directory, error) {
 		case dirSymlinks:
 			var l Symlink
 			err := Fields(f.Bytes, func(field protowire.Number, f Field) error {
-				switch field {
+				switch field { //nolint:exhaustive // numbers of fields
 				case nodeName:
 					l.Name = string(f.Bytes)
 				case linkTarget:
@@ -155,7 +155,7 @@ type node struct {
 func decodeNode(b []byte) (n node, err error) {
 	var seen bool
 	err = Fields(b, func(field protowire.Number, f Field) (err error) {
-		switch field {
+		switch field { //nolint:exhaustive // numbers of fields
 		case nodeName:
 			n.name = string(f.Bytes)
 		case nodeDigest:
@@ -179,7 +179,7 @@ func DecodeDigest(b []byte) (Digest, error) {
 		size int64
 	)
 	err := Fields(b, func(field protowire.Number, f Field) error {
-		switch field {
+		switch field { //nolint:exhaustive // numbers of fields
 		case digestHash:
 			hash = string(f.Bytes)
 		case digestSize:

@@ -16,8 +16,12 @@ import (
 
 // botPlatforms are those that `make bots` builds for. decisions.md 37.
 var botPlatforms = []rollout.Platform{
-	{OS: "linux", Arch: "amd64"}, {OS: "linux", Arch: "arm64"}, {OS: "darwin", Arch: "amd64"}, {OS: "darwin", Arch: "arm64"},
-	{OS: "windows", Arch: "amd64"}, {OS: "windows", Arch: "arm64"},
+	{OS: "linux", Arch: "amd64"},
+	{OS: "linux", Arch: "arm64"},
+	{OS: "darwin", Arch: "amd64"},
+	{OS: "darwin", Arch: "arm64"},
+	{OS: "windows", Arch: "amd64"},
+	{OS: "windows", Arch: "arm64"},
 }
 
 // openCode offers the fleet the bots in dir, or beside skep. reboot is

@@ -66,4 +66,3 @@ func rolloutTable(w *tableWriter, r *skeppb.Rollout) {
 	w.row(short(r.NextRelease), short(r.NextVersion), state, r.Since.AsTime().Format(time.RFC3339),
 		fmt.Sprint(r.Waiting), fmt.Sprint(r.Confirmed), fmt.Sprint(r.Crashed), fmt.Sprint(r.Quarantined))
 }
-

@@ -155,7 +155,7 @@ func (o *outputs) add(root *os.Root, name, as string, follow bool, depth int) er
 	}
 	if as != "" && cas.CheckName(path.Base(as)) != nil {
 		log.Warn("output's name cannot be stored; left out")
-		return nil
+		return nil //nolint:nilerr // it is told
 	}
 	switch {
 	case fi.IsDir():

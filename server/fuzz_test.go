@@ -152,12 +152,13 @@ func FuzzCodeQuery(f *testing.F) {
 			return w
 		}
 		w := get("/bot_code", query)
-		if w.Code == http.StatusFound {
+		switch w.Code {
+		case http.StatusFound:
 			to := w.Header().Get("Location")
 			if got := get(to, ""); got.Code != http.StatusOK || !bytes.HasPrefix(got.Body.Bytes(), exe) || path.Dir(to)+"/" != botapi.PathBotCode {
 				t.Errorf("%s leads to %s: %d", query, to, got.Code)
 			}
-		} else if w.Code == http.StatusOK {
+		case http.StatusOK:
 			t.Errorf("%s is answered with %q", query, w.Body)
 		}
 		w = get("/bootstrap", query)

@@ -20,7 +20,7 @@ const maxToken = 16 << 10
 type Verifier struct {
 	audiences []string
 	verifier  *oidc.IDTokenVerifier
-	fetches    *limit
+	fetches   *limit
 }
 
 // Options of New.
