@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -17,12 +18,12 @@ import (
 // yardsticks measures what the machine itself takes for the same bytes: cp -r,
 // SHA-256 on one core and on all, one file written and synced.
 func (b *casBench) yardsticks(ctx context.Context, t *casTree) error {
-	to := filepath.Join(b.dir, "cp")
+	to := filepath.Join(b.dir, fmt.Sprintf("cp-%s-%d", t.name, len(t.took["cp"])))
 	err := b.time(t, "cp", func() error {
 		_, err := proc.Output(ctx, plainEnviron(), "cp", "-r", t.dir, to)
 		return err
 	})
-	if err := errors.Join(err, removeDir(to)); err != nil {
+	if err := errors.Join(err, t.remove(to)); err != nil {
 		return err
 	}
 	if err := b.time(t, "sha256", func() error { return hashTree(t.dir, 1) }); err != nil {
