@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep/internal/proc"
@@ -36,13 +37,30 @@ type Options struct {
 type Host struct {
 	opt Options
 
-	mu       sync.Mutex
+	mu sync.Mutex // held while a hook runs
+	defined
+	child *child
+	seq   uint64
+
+	// now is defined as it was after the last call, for those who only ask: a hook
+	// may run for minutes.
+	now atomic.Pointer[defined]
+}
+
+// defined is what is known of the scripts.
+type defined struct {
+	base     *Script
 	injected *Script
 	loaded   *Loaded // what the scripts define; nil = not known
 	broken   *Error  // the scripts do not load: no call until Inject
-	child    *child
 	closed   bool
-	seq      uint64
+}
+
+// unlock ends what mu was held for.
+func (h *Host) unlock() {
+	d := h.defined
+	h.now.Store(&d)
+	h.mu.Unlock()
 }
 
 // NewHost starts nothing.
@@ -56,7 +74,10 @@ func NewHost(opt Options) *Host {
 	if opt.Args == nil {
 		opt.Args = []string{"hook_host"}
 	}
-	return &Host{opt: opt}
+	h := &Host{opt: opt, defined: defined{base: opt.Base}}
+	h.mu.Lock()
+	h.unlock()
+	return h
 }
 
 // Load compiles the scripts now, where any may define hooks, with s (nil =
@@ -64,7 +85,7 @@ func NewHost(opt Options) *Host {
 // does not load; then no hook is called until the next Load. spec bot.md §6.1.
 func (h *Host) Load(ctx context.Context, s *Script) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	h.injected, h.broken, h.loaded = s, nil, nil
 	h.end()
 	if !h.mayDefine() {
@@ -87,13 +108,9 @@ func (h *Host) mayDefine() bool { return h.opt.Base.mayDefine() || h.injected.ma
 
 // Has reports whether a call of the hook may find a function. It starts
 // nothing.
-func (h *Host) Has(name string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.has(name)
-}
+func (h *Host) Has(name string) bool { return h.now.Load().has(name) }
 
-func (h *Host) has(name string) bool {
+func (h *defined) has(name string) bool {
 	if h.closed || h.broken != nil {
 		return false
 	}
@@ -102,7 +119,7 @@ func (h *Host) has(name string) bool {
 		return false
 	}
 	if h.loaded == nil { // not compiled yet: what the text says
-		return h.opt.Base != nil && strings.Contains(h.opt.Base.Source, name) ||
+		return h.base != nil && strings.Contains(h.base.Source, name) ||
 			rule.Mode != BaseOnly && h.injected != nil && strings.Contains(h.injected.Source, name)
 	}
 	for _, n := range h.loaded.Base {
@@ -121,7 +138,7 @@ func (h *Host) has(name string) bool {
 // Running reports whether there is a hook host process now.
 func (h *Host) Running() bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	return h.child != nil
 }
 
@@ -130,7 +147,7 @@ func (h *Host) Running() bool {
 // came before it; ctx ends the call as if its time were over.
 func (h *Host) Call(ctx context.Context, c Call) (Outcome, error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	if !h.has(c.Hook) {
 		return Outcome{}, nil
 	}
@@ -181,7 +198,7 @@ func (h *Host) limitOf(r Rule) time.Duration {
 // Close ends the hook host. Later calls find no hooks.
 func (h *Host) Close() error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	h.closed = true
 	h.end()
 	return nil

@@ -157,6 +157,8 @@ if [ -n "$print" ]; then
 fi
 
 umask 077
+# What another account owns is not run, nor written to, as this one.
+[ "$me" = "$user" ] || [ ! -e "$dir" ] || die "$dir is there already; run this as $user, or choose another --dir"
 mkdir -p "$dir"
 [ "$me" = "$user" ] || chown "$user" "$dir"
 cd "$dir"
