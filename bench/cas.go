@@ -197,7 +197,7 @@ func (b *casBench) download(ctx context.Context, t *casTree, s *service, root ca
 	}
 	defer func() { err = errors.Join(err, t.remove(dir)) }()
 	at := &casMachine{dir: dir, server: s.URL, root: root, remove: t.remove}
-	if err := b.time(t, "cold", func() error { return at.make(ctx, cache.Link, true) }); err != nil {
+	if err := b.fill(ctx, t, at, "cold", cache.Link, true); err != nil {
 		return err
 	}
 	if err := at.clear(); err != nil {
@@ -221,7 +221,7 @@ func (b *casBench) download(ctx context.Context, t *casTree, s *service, root ca
 		if err := at.clear(); err != nil {
 			return err
 		}
-		if err := b.time(t, "warm_"+string(m), func() error { return at.make(ctx, m, false) }); err != nil {
+		if err := b.fill(ctx, t, at, "warm_"+string(m), m, false); err != nil {
 			return err
 		}
 		if err := at.check(t); err != nil {
@@ -231,6 +231,17 @@ func (b *casBench) download(ctx context.Context, t *casTree, s *service, root ca
 			return err
 		}
 	}
+	return nil
+}
+
+// fill gives the tree to a task and notes how long that took, as the task's
+// own statistics would: a bot has opened its cache before the task comes.
+func (b *casBench) fill(ctx context.Context, t *casTree, m *casMachine, name string, method cache.Method, cold bool) error {
+	settleDisk(b.dir)
+	if err := m.make(ctx, method, cold); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	t.took[name] = append(t.took[name], ms(m.res.Duration))
 	return nil
 }
 
