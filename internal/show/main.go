@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/skepdev/skep/internal/show/birth"
+	"github.com/skepdev/skep/internal/show/change"
 	"github.com/skepdev/skep/internal/show/chaos"
 	"github.com/skepdev/skep/internal/show/content"
 	"github.com/skepdev/skep/internal/show/floors"
@@ -33,6 +34,8 @@ func run(args []string) int {
 		switch args[0] {
 		case "birth":
 			return birth.Main(args[1:])
+		case "change":
+			return change.Main(args[1:])
 		case "chaos":
 			return chaos.Main(args[1:])
 		case "floors":
