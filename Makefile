@@ -101,6 +101,12 @@ show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 .PHONY: show-3.1
 show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
 	$(GO) run ./internal/show birth
+
+.PHONY: show-3.2 show-3.3
+show-3.2: build ## 208 bots under load take a changed hook; a build that crashes reaches the canaries at most
+	$(GO) run ./internal/show change
+show-3.3: build ## hooks that loop, allocate, raise and lie are contained, reported and quarantined
+	$(GO) run ./internal/show hooks
 .PHONY: show-2.1 show-2.2 show-2.3 show-2.4 show-2.5
 show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 	$(GO) run ./internal/show trees

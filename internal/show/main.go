@@ -17,6 +17,7 @@ import (
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
+	"github.com/skepdev/skep/internal/show/hooks"
 	"github.com/skepdev/skep/internal/show/lies"
 	"github.com/skepdev/skep/internal/show/secrets"
 	"github.com/skepdev/skep/internal/show/upgrade"
@@ -46,6 +47,8 @@ func run(args []string) int {
 			return fresh.Main(args[1:])
 		case "fuzz":
 			return fuzz.Main(args[1:])
+		case "hooks":
+			return hooks.Main(args[1:])
 		case "gostd":
 			return gostd.Main(args[1:])
 		case "secrets":

@@ -8,13 +8,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -124,7 +124,10 @@ func (s *show) run() (err error) {
 	if err := s.badBuild(ctx); err != nil {
 		return err
 	}
-	return load.judge(ctx)
+	if err := load.judge(ctx); err != nil {
+		return err
+	}
+	return s.after(ctx)
 }
 
 // configure writes the configuration with a base script of hooks.
@@ -236,6 +239,9 @@ func (s *show) populate(ctx context.Context) error {
 	}
 	for i := range s.reals {
 		id := fmt.Sprintf("real-%d", i)
+		for n := 0; i == 0 && rollout.Canary(skep.BotID(id)) >= canaryPercent; n++ { // one of them is to be tried on
+			id = fmt.Sprintf("real-0-%d", n)
+		}
 		s.real = append(s.real, id)
 		dir := filepath.Join(s.dir, id)
 		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // as a bot's directory
@@ -456,62 +462,82 @@ func (s *show) badBuild(ctx context.Context) error {
 	if _, err := s.converge(ctx, backBound, at.Add(-25*time.Second)); err != nil {
 		return err
 	}
-	// Those who crashed are back: told by a poll of theirs, not by a record of before.
-	if err := s.polled(ctx, start); err != nil {
+	ran, err := s.ran(marks)
+	if err != nil {
+		return err
+	}
+	// Those who crashed are back: told by a handshake of theirs, not by a record of before.
+	if err := s.returned(ctx, ran, start); err != nil {
 		return err
 	}
 	back := time.Since(start)
 	if now, err := s.offered(ctx, "x", simArch()); err != nil || now != before {
 		return fmt.Errorf("the stable digest is %s, want %s; %w", now, before, err)
 	}
-	ran, canaries := 0, 0
-	for _, id := range s.ids() {
-		if rollout.Canary(skep.BotID(id)) < canaryPercent {
-			canaries++
-		}
-	}
-	for _, b := range s.bots {
-		if b.crashed.Load() {
-			ran++
-		}
-	}
-	entries, err := os.ReadDir(marks)
-	if err != nil {
-		return err
-	}
-	ran += len(entries)
 	fmt.Printf("%d of %d bots ran it (%d are canaries); the fleet is back after %v   bound %v\n",
-		ran, len(s.ids()), canaries, back.Round(time.Millisecond), backBound)
+		len(ran), len(s.ids()), s.canaries(), back.Round(time.Millisecond), backBound)
 	if back > backBound {
 		return fmt.Errorf("back after %v, want %v", back, backBound)
-	}
-	if limit := max(canaries, int(math.Ceil(float64(len(s.ids()))*canaryPercent/100))); ran > limit || ran == 0 {
-		return fmt.Errorf("%d bots ran the bad build, want 1 to %d", ran, limit)
 	}
 	return nil
 }
 
-// polled waits until each bot that ran the bad build has had an event since:
-// it shook hands as what it was.
-func (s *show) polled(ctx context.Context, since time.Time) error {
+// after looks once more when all tasks have ended: a canary that was slow to
+// update may have come to it after the rollout was halted.
+func (s *show) after(ctx context.Context) error {
+	if _, err := s.converge(ctx, backBound, time.Time{}); err != nil {
+		return err
+	}
+	ran, err := s.ran(filepath.Join(s.dir, "crashed"))
+	if err != nil {
+		return err
+	}
+	real := slices.DeleteFunc(slices.Clone(ran), func(id string) bool { return strings.HasPrefix(id, "sim-") })
+	fmt.Printf("in the end %d bots had run it, of them real: %v   bound %d\n", len(ran), real, s.canaries())
+	if len(ran) > s.canaries() || len(ran) == 0 {
+		return fmt.Errorf("%d bots ran the bad build, want 1 to %d", len(ran), s.canaries())
+	}
+	return nil
+}
+
+// ran returns the bots that ran the bad build.
+func (s *show) ran(marks string) (ids []string, err error) {
+	entries, err := os.ReadDir(marks)
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
 	for _, b := range s.bots {
-		if !b.crashed.Load() {
-			continue
+		if b.crashed.Load() {
+			ids = append(ids, b.id)
 		}
+	}
+	return ids, err
+}
+
+// canaries is the canary share of this fleet, in bots; without any, one is
+// chosen.
+func (s *show) canaries() (n int) {
+	for _, id := range s.ids() {
+		if rollout.Canary(skep.BotID(id)) < canaryPercent {
+			n++
+		}
+	}
+	return max(n, 1)
+}
+
+// returned waits until each of bots has shaken hands since.
+func (s *show) returned(ctx context.Context, bots []string, since time.Time) error {
+	for _, id := range bots {
 		for {
-			ev, err := s.api.ListBotEvents(ctx, &pb.BotEventsRequest{BotId: b.id, Start: timestamppb.New(since), Limit: 100})
+			ev, err := s.api.ListBotEvents(ctx, &pb.BotEventsRequest{BotId: id, Start: timestamppb.New(since), Limit: 100})
 			if err != nil {
 				return err
 			}
-			seen := false
-			for _, e := range ev.Items {
-				seen = seen || e.EventType == "bot_connected"
-			}
-			if seen {
+			if slices.ContainsFunc(ev.Items, func(e *pb.BotEventResponse) bool { return e.EventType == "bot_connected" }) {
 				break
 			}
 			if time.Since(since) > backBound {
-				return fmt.Errorf("%s has not come back", b.id)
+				return fmt.Errorf("%s has not come back", id)
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
