@@ -250,7 +250,9 @@ func (s *show) populate(ctx context.Context) error {
 		if err := os.WriteFile(filepath.Join(dir, "swarming_bot"), large, 0o755); err != nil { //nolint:gosec // an executable
 			return err
 		}
-		s.running.Go(func() { s.fail(s.supervise(living, id, dir)) })
+	}
+	for _, id := range s.real { // not sooner: what forks while a file is written keeps it from being run
+		s.running.Go(func() { s.fail(s.supervise(living, id, filepath.Join(s.dir, id))) })
 	}
 	took, err := s.converge(ctx, time.Minute, time.Time{})
 	if err != nil {

@@ -101,6 +101,15 @@ func (s *show) run() (err error) {
 	if err != nil {
 		return err
 	}
+	for i := range rows { // before any is started: a child of ours that forks meanwhile would hold the file
+		dir := filepath.Join(s.dir, id(i))
+		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // as a bot's directory
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "swarming_bot"), exe, 0o755); err != nil { //nolint:gosec // an executable
+			return err
+		}
+	}
 	var wg sync.WaitGroup
 	results := make([]error, len(rows))
 	at := make(chan struct{}, 4) // few at once: each has processes of its own, and some burn a processor
@@ -108,7 +117,7 @@ func (s *show) run() (err error) {
 		wg.Go(func() {
 			at <- struct{}{}
 			defer func() { <-at }()
-			results[i] = s.row(ctx, i, exe)
+			results[i] = s.row(ctx, i)
 		})
 	}
 	wg.Wait()
@@ -162,16 +171,10 @@ func (s *show) fetch(ctx context.Context) ([]byte, error) {
 }
 
 // row runs one bot with its bad hook and looks what comes of it.
-func (s *show) row(ctx context.Context, i int, exe []byte) error {
+func (s *show) row(ctx context.Context, i int) error {
 	r, bot := rows[i], id(i)
 	dir := filepath.Join(s.dir, bot)
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // as a bot's directory
-		return err
-	}
 	name := filepath.Join(dir, "swarming_bot")
-	if err := os.WriteFile(name, exe, 0o755); err != nil { //nolint:gosec // an executable
-		return err
-	}
 	p, err := proc.Start(&proc.Cmd{
 		Path: name, Args: []string{name, "start_bot"}, Dir: dir, NewGroup: true,
 		Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "SWARMING_BOT_ID=" + bot, "SKEP_REBOOT=none"},
@@ -192,11 +195,8 @@ func (s *show) row(ctx context.Context, i int, exe []byte) error {
 		if err := s.works(ctx, bot); err != nil {
 			return err
 		}
-		// Ends the wait of its next poll: on_bot_idle comes after it.
+		// A drained bot's polls do not wait, so that it is idle at once: on_bot_idle comes after a poll.
 		if _, err := s.api.DrainBot(ctx, bot, "", -1); err != nil {
-			return err
-		}
-		if _, err := s.api.UndrainBot(ctx, bot, ""); err != nil {
 			return err
 		}
 	}
