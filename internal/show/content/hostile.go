@@ -162,7 +162,7 @@ func (a *attack) outside() (paths []string, err error) {
 // fate runs a task with inputs and tells what became of it: its state, the
 // digests that its result names as missing, and what its bot said.
 func (a *attack) fate(ctx context.Context, inputs cas.Digest) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 8*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Minute)
 	defer cancel()
 	r, err := a.run(ctx, job{bot: a.bot.id, command: []string{"sh", "-c", "find . -type f | xargs -r cat | wc -c"}, inputs: inputs})
 	if err != nil {
@@ -384,12 +384,12 @@ func (a *attack) lies(ctx context.Context, l *liar) error {
 			{"nothing, once", none, 1, "COMPLETED"},
 		} {
 			// A stream that breaks off is tried again as one of a server that went
-			// away: for 5 min without any progress.
+			// away: a bot does so for 10 min without any progress.
 			if size > 1<<20 && (c.name == "half of it" || c.name == "nothing") {
-				if a.short {
+				if a.short || c.name == "nothing" {
 					continue
 				}
-				fmt.Println("  the next takes 5 min")
+				fmt.Println("  the next takes 10 min")
 			}
 			data := make([]byte, size)
 			_, _ = noise.Read(data)
