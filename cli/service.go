@@ -78,6 +78,7 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	so := scheduler.Options{Log: s.log, Version: version()}
 	if s.config != nil {
 		so.BotDeath = func() time.Duration { return s.config.store.Snapshot().Settings().BotDeath }
+		so.BotLife = func() time.Duration { return s.config.store.Snapshot().Settings().RemoveDeadBots }
 	}
 	s.sched = scheduler.New(s.store, so)
 	if err := s.sched.Load(ctx); err != nil {

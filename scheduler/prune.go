@@ -28,7 +28,7 @@ func (s *Scheduler) pruneLoop(ctx context.Context) error {
 		}
 		for more := true; more && ctx.Err() == nil; {
 			err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
-				more, err = tx.Prune(100)
+				more, err = tx.Prune(100, s.o.BotLife())
 				return err
 			})
 			if err != nil {

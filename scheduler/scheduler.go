@@ -23,6 +23,7 @@ type Options struct {
 	Log      *slog.Logger         // default: nothing is logged
 	Version  string               // of this server; noted on each task that it writes
 	BotDeath func() time.Duration // silence after which a bot counts as dead; default 10 min
+	BotLife  func() time.Duration // silence after which a bot is forgotten; default 28 days
 }
 
 // Scheduler is the heart of one server process. Any number of them may share a
@@ -50,6 +51,9 @@ func New(s *store.Store, o Options) *Scheduler {
 	}
 	if o.BotDeath == nil {
 		o.BotDeath = func() time.Duration { return 10 * time.Minute }
+	}
+	if o.BotLife == nil {
+		o.BotLife = func() time.Duration { return 0 }
 	}
 	return &Scheduler{
 		store: s, o: o, fleet: newFleet(), queues: newQueues(), hub: newHub(), recent: newRecent(),

@@ -9,20 +9,25 @@ import (
 
 // How long things are kept. spec/scheduler.md §1.1.
 const (
-	taskLife  = 18 * 31 * 24 * time.Hour
-	eventLife = 28 * 24 * time.Hour
-	botLife   = 28*24*time.Hour + 4*time.Hour
+	taskLife   = 18 * 31 * 24 * time.Hour
+	eventLife  = 28 * 24 * time.Hour
+	botLife    = 28*24*time.Hour + 4*time.Hour // where nobody says another one
+	maxBotLife = 3650 * 24 * time.Hour
 
 	// After this time nothing can refer to them any more: a bot's record names
 	// what was stored when it was last seen, and its events and claims copy that.
-	snapshotLife = eventLife + botLife + 8*24*time.Hour
-	dimsLife     = taskLife + botLife + 8*24*time.Hour
+	snapshotLife = eventLife + 8*24*time.Hour // and the life of a bot
+	dimsLife     = taskLife + 8*24*time.Hour  // and the life of a bot
 	tagSetLife   = taskLife + 8*24*time.Hour
 )
 
 // Prune deletes up to limit of each kind of thing whose time is over, and
-// reports whether there may be more.
-func (tx *Tx) Prune(limit int) (more bool, err error) {
+// reports whether there may be more. bots is how long a silent bot is
+// remembered; 0 = 28 days.
+func (tx *Tx) Prune(limit int, bots time.Duration) (more bool, err error) {
+	if bots = min(bots, maxBotLife); bots <= 0 {
+		bots = botLife
+	}
 	tasks, err := tx.pruneTasks(skep.FirstTaskID(tx.Now.Add(-taskLife)), limit)
 	if err != nil {
 		return false, fmt.Errorf("delete old tasks: %w", err)
@@ -38,10 +43,10 @@ func (tx *Tx) Prune(limit int) (more bool, err error) {
 		until time.Time
 	}{
 		{`DELETE FROM bot_events WHERE at_us < $1 AND seq IN (SELECT seq FROM bot_events ORDER BY seq LIMIT $2)`, tx.Now.Add(-eventLife)},
-		{keepHistory + `WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2` + overHistory, tx.Now.Add(-botLife)},
-		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2)`, tx.Now.Add(-botLife)},
-		{`DELETE FROM bot_snapshots WHERE id IN (SELECT id FROM bot_snapshots WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-snapshotLife)},
-		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife)},
+		{keepHistory + `WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2` + overHistory, tx.Now.Add(-bots)},
+		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2)`, tx.Now.Add(-bots)},
+		{`DELETE FROM bot_snapshots WHERE id IN (SELECT id FROM bot_snapshots WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-snapshotLife - bots)},
+		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife - bots)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
 		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1
 			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.waits = 1 AND t.queue = q.id) LIMIT $2)`, tx.Now},

@@ -36,7 +36,7 @@ func TestPruneDeletesOnlyWhatIsOld(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := s.Update(t.Context(), func(tx *Tx) error { _, err := tx.Prune(10); return err }); err != nil {
+			if err := s.Update(t.Context(), func(tx *Tx) error { _, err := tx.Prune(10, 0); return err }); err != nil {
 				t.Fatal(err)
 			}
 		}
