@@ -124,6 +124,7 @@ show-3.7: build ## a task of the previous commit's server is finished by this on
 .PHONY: show-3.4
 show-3.4: build ## tasks cannot get at the bot's credential; a bot under systemd
 	$(GO) run ./internal/show secrets
+	$(GO) run ./internal/show systemd
 .PHONY: show-3.5
 show-3.5: build ## a bot for Windows runs tasks under Wine; what is for macOS compiles
 	$(GO) run ./internal/show foreign

@@ -20,6 +20,7 @@ import (
 	"github.com/skepdev/skep/internal/show/hooks"
 	"github.com/skepdev/skep/internal/show/lies"
 	"github.com/skepdev/skep/internal/show/secrets"
+	"github.com/skepdev/skep/internal/show/systemd"
 	"github.com/skepdev/skep/internal/show/upgrade"
 )
 
@@ -55,6 +56,8 @@ func run(args []string) int {
 			return secrets.Main(args[1:])
 		case "probe-secrets": // the task of that
 			return secrets.Probe(args[1:])
+		case "systemd":
+			return systemd.Main(args[1:])
 		case "trees", "speed", "kills", "hostile", "soak":
 			return content.Main(args[0], args[1:])
 		case "upgrade":
