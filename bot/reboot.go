@@ -78,3 +78,25 @@ func (h *Host) Reboot(ctx context.Context, reason string) error {
 		}
 	}
 }
+
+// MayReboot asks whether this process may restart the machine, without doing
+// it, and returns why not. It never waits for a password. spec bot.md §8.5, row B3.
+func (h *Host) MayReboot(ctx context.Context) error {
+	return h.mayReboot(ctx, runtime.GOOS, os.Geteuid() == 0)
+}
+
+func (h *Host) mayReboot(ctx context.Context, goos string, root bool) error {
+	if root || goos == "windows" {
+		return nil
+	}
+	var errs []error
+	for _, c := range rebootCommands(goos, false) {
+		ask := append([]string{"sudo", "-n", "-l"}, c[2:]...) // c begins with sudo -n
+		_, err := h.Output(ctx, ask[0], ask[1:]...)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", strings.Join(ask, " "), err))
+	}
+	return fmt.Errorf("this bot may not restart its host: allow its account one of the commands without a password (docs/operations.md), or say reboot none\n%w", errors.Join(errs...))
+}

@@ -69,3 +69,38 @@ func TestReboot(t *testing.T) {
 		})
 	})
 }
+
+func TestMayReboot(t *testing.T) {
+	for _, tt := range []struct {
+		name, goos string
+		root       bool
+		allowed    string // what sudo -n -l allows
+		asked      int
+		want       string // in the error; "" = none
+	}{
+		{"root", "linux", true, "", 0, ""},
+		{"Windows", "windows", false, "", 0, ""},
+		{"the first", "linux", false, "/sbin/shutdown", 1, ""},
+		{"the second", "linux", false, "/sbin/reboot", 2, ""},
+		{"nothing", "linux", false, "none", 2, "may not restart its host"},
+		{"nothing on a Mac", "darwin", false, "none", 1, "a password is required"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			asked := 0
+			h := &Host{Output: func(_ context.Context, name string, args ...string) ([]byte, error) {
+				asked++
+				if name != "sudo" || len(args) < 4 || args[0] != "-n" || args[1] != "-l" {
+					t.Errorf("ran %s %q: that would do more than ask", name, args)
+				}
+				if args[2] == tt.allowed {
+					return nil, nil
+				}
+				return nil, errors.New("sudo: a password is required")
+			}}
+			err := h.mayReboot(t.Context(), tt.goos, tt.root)
+			if asked != tt.asked || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("asked %d times, %v", asked, err)
+			}
+		})
+	}
+}

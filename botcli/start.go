@@ -3,6 +3,7 @@ package botcli
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -135,6 +136,9 @@ func (s *site) run(e Env, lock *bot.Lock, setUp bool) (int, error) {
 	if stray := strayArgs(e.Args); len(stray) > 0 {
 		b.Error(fmt.Sprintf("unexpected arguments %q were ignored", stray))
 	}
+	if s.mayReboot() {
+		go askReboot(ctx, b, log)
+	}
 	go trimMemory(ctx)
 	go openService(log).run(ctx, b.Alive)
 	err = b.Run(ctx)
@@ -231,6 +235,16 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, set
 		cfg.Reboot = (&bot.Host{Output: output, Log: log}).Reboot
 	}
 	return bot.New(cfg), nil
+}
+
+// askReboot tells the server when the host could not be restarted: better now
+// than when it must be.
+func askReboot(ctx context.Context, b *bot.Bot, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := (&bot.Host{Output: output, Log: log}).MayReboot(ctx); err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		b.Error(err.Error())
+	}
 }
 
 // clean makes a bot's directory tidy, and its caches.

@@ -1,7 +1,9 @@
 package server
 
 import (
-	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,73 +12,75 @@ import (
 	"text/template"
 )
 
-// bootstrapScript is the built-in script for a POSIX shell.
-func bootstrapScript(t *testing.T, data bootstrapData) string {
+// bootstrapScript is a script as a server makes it.
+func bootstrapScript(t *testing.T, name string, quote func(string) string) string {
 	t.Helper()
-	text, err := scripts.ReadFile("script/bootstrap.sh")
+	text, err := scripts.ReadFile("script/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var b bytes.Buffer
-	if err := template.Must(template.New("").Parse(string(text))).Execute(&b, data); err != nil {
+	data := bootstrapData{Server: quote("https://skep.example"), Token: quote(""), TLSCA: quote("")}
+	for _, p := range platforms {
+		data.Code = append(data.Code, platformCode{p.OS, p.Arch, quote(strings.Repeat("a", 64))})
+	}
+	var b strings.Builder
+	if err := template.Must(template.New(name).Parse(string(text))).Execute(&b, data); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
 }
 
-// runScript feeds text to sh in an empty directory, with args, and returns what
-// it printed and left.
-func runScript(t *testing.T, text string, args ...string) (out string, left []string, err error) {
-	t.Helper()
-	sh, lookErr := exec.LookPath("sh")
-	if lookErr != nil {
-		t.Skip("there is no POSIX shell here")
+// TestBootstrapPlist looks at what a Mac would be given.
+func TestBootstrapPlist(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("no shell")
 	}
-	dir := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), sh, append([]string{"-s", "--"}, args...)...)
-	cmd.Dir, cmd.Stdin = dir, strings.NewReader(text)
-	b, err := cmd.CombinedOutput()
-	entries, derr := os.ReadDir(dir)
-	if derr != nil {
-		t.Fatal(derr)
+	bin := t.TempDir() // with a uname that says Darwin
+	if err := os.WriteFile(filepath.Join(bin, "uname"), []byte("#!/bin/sh\n[ \"$1\" = -m ] && echo arm64 || echo Darwin\n"), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	for _, e := range entries {
-		left = append(left, e.Name())
-	}
-	return string(b), left, err
-}
-
-var everyPlatform = func() (list []platformCode) {
-	for _, p := range platforms {
-		list = append(list, platformCode{p.OS, p.Arch, quoteSh(strings.Repeat("0", 64))})
-	}
-	return list
-}()
-
-// A download that breaks off anywhere does nothing at all.
-func TestBootstrapCutShort(t *testing.T) {
-	text := bootstrapScript(t, bootstrapData{Server: quoteSh("http://127.0.0.1:1"), Token: quoteSh("skep_x"), TLSCA: quoteSh(""), Code: everyPlatform})
-	body := strings.Index(text, "{ #")
-	for cut := body + 1; cut < len(text)-1; cut += 211 {
-		out, left, err := runScript(t, text[:cut])
-		if err == nil || len(left) > 0 {
-			t.Fatalf("cut after %d of %d bytes it ended with %v, left %q and said:\n%s", cut, len(text), err, left, out)
+	for _, how := range []string{"--service", "--at-login"} {
+		cmd := exec.Command(sh, "-s", "--", how, "--print", "--dir", "/Users/bot/skep-bot", "--id", "mac-1")
+		cmd.Stdin = strings.NewReader(bootstrapScript(t, "bootstrap.sh", quoteSh))
+		cmd.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=/nonexistent"}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", how, err, out)
+		}
+		var texts []string
+		for d := xml.NewDecoder(strings.NewReader(string(out))); ; {
+			tok, err := d.Token()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: not well-formed: %v\n%s", how, err, out)
+			}
+			if c, ok := tok.(xml.CharData); ok && strings.TrimSpace(string(c)) != "" {
+				texts = append(texts, string(c))
+			}
+		}
+		got := strings.Join(texts, " ")
+		for _, want := range []string{"Label dev.skep.bot", "/Users/bot/skep-bot/swarming_bot start_slave", "SWARMING_BOT_ID mac-1", "SuccessfulExit"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in %s", how, want, got)
+			}
 		}
 	}
 }
 
-// What a server is called and what a token says stays text.
-func TestBootstrapRunsNothingOfItsValues(t *testing.T) {
-	mark := filepath.Join(t.TempDir(), "ran")
-	evil := "x'; touch " + mark + "; echo '$(touch " + mark + ")`touch " + mark + "`\n touch " + mark
-	text := bootstrapScript(t, bootstrapData{Server: quoteSh(strings.ReplaceAll(evil, "\n", " ")), Token: quoteSh(evil), TLSCA: quoteSh(evil), Code: everyPlatform})
-	for _, args := range [][]string{{"--print"}, {"--print", "--service"}, {"--print", "--rc-local", "--id", "b1"}, {"--id", "x;y"}, {"--user", "$(id)"}, {"--dir", "a b"}} {
-		out, left, _ := runScript(t, text, args...)
-		if _, err := os.Stat(mark); err == nil {
-			t.Fatalf("%v: a value ran; output:\n%s", args, out)
-		}
-		if len(left) > 0 {
-			t.Errorf("%v: left %q", args, left)
+// TestBootstrapWindows looks at what a Windows would be given.
+func TestBootstrapWindows(t *testing.T) {
+	text := bootstrapScript(t, "bootstrap.ps1", quotePS)
+	for _, want := range []string{
+		"$create = \"sc.exe create skep-bot binPath= '$run' start= auto\"",
+		"sc.exe create skep-bot binPath= $run start= auto",
+		"$run = \"`\"$exe`\" start_slave\"",
+		"'amd64' = '" + strings.Repeat("a", 64) + "'",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
 }
