@@ -86,7 +86,7 @@ bench: build ## run every benchmark and print the figures of this machine
 	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
-.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7
 show-1.1: ## a fresh clone is ready in 2 s and runs a first task
 	$(GO) run ./internal/show fresh
 show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
@@ -97,17 +97,6 @@ show-1.4: build ## speed and size reach their floors
 	$(GO) run ./internal/show floors
 show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 	$(GO) run ./internal/show fuzz
-
-.PHONY: show-3.1
-show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
-	$(GO) run ./internal/show birth
-
-.PHONY: show-3.2 show-3.3
-show-3.2: build ## 208 bots under load take a changed hook; a build that crashes reaches the canaries at most
-	$(GO) run ./internal/show change
-show-3.3: build ## hooks that loop, allocate, raise and lie are contained, reported and quarantined
-	$(GO) run ./internal/show hooks
-.PHONY: show-2.1 show-2.2 show-2.3 show-2.4 show-2.5
 show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
 	$(GO) run ./internal/show trees
 show-2.2: build ## archive and download reach their bounds beside cp -r, SHA-256 and the disk
@@ -118,17 +107,19 @@ show-2.4: build ## bad content is refused, with a cause, and full disks are surv
 	$(GO) run ./internal/show hostile
 show-2.5: build ## 8 bots with more inputs than their caches hold, for 20 minutes
 	$(GO) run ./internal/show soak
-.PHONY: show-3.7
-show-3.7: build ## a task of the previous commit's server is finished by this one
-	$(GO) run ./internal/show upgrade
-.PHONY: show-3.4
+show-3.1: build ## a bot is born by curl | sh and survives kills while it replaces its own code
+	$(GO) run ./internal/show birth
+show-3.2: build ## 208 bots under load take a changed hook; a build that crashes reaches the canaries at most
+	$(GO) run ./internal/show change
+show-3.3: build ## hooks that loop, allocate, raise and lie are contained, reported and quarantined
+	$(GO) run ./internal/show hooks
 show-3.4: build ## tasks cannot get at the bot's credential; a bot under systemd
 	$(GO) run ./internal/show secrets
 	$(GO) run ./internal/show systemd
-.PHONY: show-3.5
 show-3.5: build ## a bot for Windows runs tasks under Wine; what is for macOS compiles
 	$(GO) run ./internal/show foreign
-.PHONY: show-3.6
 show-3.6: build ## bot code that is not what was promised is never run; fuzzing of what strangers send
 	$(GO) run ./internal/show lies
 	$(GO) run ./internal/show fuzz -only '^Fuzz(Inspect|ParseConfig|Token|Session|Handshake|CodeQuery)$$' ./bot/code ./server
+show-3.7: build ## a task of the previous commit's server is finished by this one
+	$(GO) run ./internal/show upgrade

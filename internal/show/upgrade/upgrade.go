@@ -104,7 +104,7 @@ func show(dir string) (err error) {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	const want = "before\n1\n2\n3\n4\n5\n6\n7\n8\nafter\n"
 	if !ok || exit.ExitCode() != 3 || out.String() != want {
-		return fmt.Errorf("the task ended with %v and printed %q, want exit code 3 and %q\n%s", err, &out, want, &diag)
+		return fmt.Errorf("the task printed %q, want exit code 3 and %q: %w\n%s", &out, want, err, &diag)
 	}
 	fmt.Println("its task ended under the new one, with all of its output and its exit code")
 	return nil
