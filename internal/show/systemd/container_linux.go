@@ -25,7 +25,7 @@ type container struct {
 
 // install makes a Debian in root.
 func install(ctx context.Context, root string) error {
-	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv", "bookworm", root, "http://deb.debian.org/debian")
+	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,wget", "bookworm", root, "http://deb.debian.org/debian")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("debootstrap: %w\n%s", err, out[max(0, len(out)-2000):])
 	}

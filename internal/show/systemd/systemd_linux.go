@@ -37,7 +37,7 @@ type show struct {
 }
 
 // Main runs the demonstration and returns an exit code. SKEP_SHOW_ROOT names a
-// Debian with systemd to use instead of a new one; it is changed.
+// Debian with systemd and wget to use instead of a new one; it is changed.
 func Main(args []string) int {
 	flags := flag.NewFlagSet("systemd", flag.ExitOnError)
 	_ = flags.Parse(args)
@@ -127,7 +127,7 @@ func (s *show) get(ctx context.Context, path string) ([]byte, error) {
 }
 
 // born installs the service as its documentation says, for an account without
-// rights. The container has no curl, so the code is there already.
+// rights.
 func (s *show) born(ctx context.Context) error {
 	boot, err := s.token("--bootstrap", "--name", "b", "--bot-id", botID, "--count", "1", "--expires", "1h")
 	if err != nil {
@@ -137,14 +137,7 @@ func (s *show) born(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	exe, err := s.get(ctx, "/bot_code")
-	if err != nil {
-		return err
-	}
-	if _, err := s.c.run(ctx, "", "sh", "-c", "id "+account+" >/dev/null 2>&1 || useradd --system --home-dir /nonexistent "+account+"; rm -rf "+botDir+"; mkdir -p "+botDir); err != nil {
-		return err
-	}
-	if _, err := s.c.run(ctx, string(exe), "sh", "-c", "cat >"+botDir+"/swarming_bot && chmod 755 "+botDir+"/swarming_bot && chown "+account+" "+botDir+"/swarming_bot"); err != nil {
+	if _, err := s.c.run(ctx, "", "sh", "-c", "id "+account+" >/dev/null 2>&1 || useradd --system --home-dir /nonexistent "+account+"; rm -rf "+botDir); err != nil {
 		return err
 	}
 	flags := []string{"sh", "-s", "--", "--service", "--dir", botDir, "--id", botID, "--user", account}
