@@ -285,7 +285,9 @@ func (s *show) supervise(ctx context.Context, id, dir string) error {
 		case <-p.Done():
 		case <-ctx.Done():
 			if pid, ok := bot.Running(dir); ok && pid > 0 {
-				_ = syscall.Kill(pid, syscall.SIGTERM)
+				if p, err := os.FindProcess(pid); err == nil {
+					_ = p.Signal(syscall.SIGTERM)
+				}
 			}
 			_ = p.Terminate()
 			select {
