@@ -131,7 +131,7 @@ func printTimes(rep *bench.Report) {
 // reflinks measures on a file system that shares blocks, made for it, where
 // this machine can.
 func reflinks(ctx context.Context, o options, opts bench.Options) (err error) {
-	const size = 2 << 30
+	const size = 5 << 30 // of an image that holds only what is written
 	dir, err := os.MkdirTemp("", "skep-reflink-")
 	if err != nil {
 		return err
