@@ -114,7 +114,9 @@ func Plan(now time.Time, s State, c Counts, set Settings) State {
 // sick says why a release must not go on, "" when it may.
 func sick(c Counts, set Settings) string {
 	limit := min(max(set.MaxCrashes, int(math.Ceil(set.MaxCrashShare*float64(c.told())))), max(c.told(), 1))
-	if c.Crashed >= limit {
+	// Where few were told, most of them are enough: the others may take a minute
+	// to be given up.
+	if c.Crashed >= limit || c.Crashed >= 2 && 2*c.Crashed >= c.told() {
 		return fmt.Sprintf("%d of %d bots that were told to update did not come back with the new code", c.Crashed, c.told())
 	}
 	if c.Ill >= limit && share(c.Ill, c.Confirmed) > 2*share(c.OthersIll, c.Others)+crashShare {

@@ -33,6 +33,8 @@ func TestPlan(t *testing.T) {
 		{"three of twenty crashed", canary, Counts{Confirmed: 17, Crashed: 3}, time.Second, "did not come back"},
 		{"four of two hundred crashed", canary, Counts{Confirmed: 196, Crashed: 4}, time.Second, "canary"},
 		{"ten of two hundred crashed", canary, Counts{Confirmed: 190, Crashed: 10}, time.Second, "did not come back"},
+		{"two of three crashed", canary, Counts{Waiting: 1, Crashed: 2}, time.Second, "did not come back"},
+		{"one of two crashed", canary, Counts{Confirmed: 1, Crashed: 1}, time.Second, "canary"},
 		{"the only canary crashed", canary, Counts{Crashed: 1}, time.Second, "did not come back"},
 		{"ill, as the others are", canary, Counts{Confirmed: 20, Ill: 4, Others: 100, OthersIll: 20}, time.Second, "canary"},
 		{"ill, and the others are not", canary, Counts{Confirmed: 20, Ill: 4, Others: 100}, time.Second, "quarantine"},
