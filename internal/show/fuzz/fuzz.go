@@ -20,7 +20,7 @@ import (
 // How long each target runs, unless SKEP_FUZZTIME says so.
 const (
 	longTime  = "10s"
-	shortTime = "3s"
+	shortTime = "1s"
 )
 
 // Main runs the demonstration and returns an exit code. Arguments are package
