@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -113,8 +112,7 @@ func Undumpable() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 // why not. Only root can ask.
 func MayExecute(path string, u *User) error {
 	answer := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // the thread's rights are spoilt; it ends with the goroutine
+	onThread(func() {
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 			answer <- errno
 			return
@@ -122,6 +120,8 @@ func MayExecute(path string, u *User) error {
 		_ = unix.Setfsgid(int(u.GID))
 		_ = unix.Setfsuid(int(u.UID)) // takes CAP_DAC_OVERRIDE and its like too
 		answer <- unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
-	}()
+	})
 	return <-answer
 }
+
+func firstThread() bool { return unix.Gettid() == os.Getpid() }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// start forks from a goroutine of its own that keeps its thread: the thread's
+// start forks from a thread of its own, which lives as long as the child: its
 // cgroup, view and parent-death duty are then nobody else's, and the child is
 // told of our death only when the whole process dies.
 func (p *Process) start(c *Cmd, files []*os.File) error {
@@ -20,7 +20,6 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 	}
 	started := make(chan error, 1)
 	c.Seat.run(func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		pid, err := forkExec(c, fds)
 		runtime.KeepAlive(files)
 		if err != nil {

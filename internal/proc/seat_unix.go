@@ -2,8 +2,6 @@
 
 package proc
 
-import "runtime"
-
 // Seat is a thread that has entered a View and waits to fork one process
 // there, so that the process starts sooner. A nil Seat is a fresh thread.
 type Seat struct {
@@ -15,13 +13,12 @@ type Seat struct {
 // are not part of it. Whoever does not use the Seat calls Leave.
 func NewSeat(v *View) *Seat {
 	s := &Seat{work: make(chan func())}
-	go func() {
-		runtime.LockOSThread() // never unlocked: the view ends with the thread
+	onThread(func() {
 		s.err = v.enter()
 		if f, ok := <-s.work; ok {
 			f()
 		}
-	}()
+	})
 	return s
 }
 
@@ -35,7 +32,7 @@ func (s *Seat) Leave() {
 // run runs f on the thread.
 func (s *Seat) run(f func()) {
 	if s == nil {
-		go f()
+		onThread(f)
 		return
 	}
 	s.work <- f
