@@ -197,7 +197,7 @@ func (r *run) failure(err error) *hook.Error {
 	case hook.CauseSteps:
 		e.Text = fmt.Sprintf("did more than %d steps; it may loop for ever", hook.MaxSteps)
 	case hook.CauseTime:
-		e.Text = fmt.Sprintf("took longer than %v", r.limit)
+		e.Text = fmt.Sprintf("took longer than %v; it may loop for ever, or wait for what does not come", r.limit)
 	case hook.CauseMemory:
 		e.Text = fmt.Sprintf("used more than %d MiB of memory", hook.MaxHeap>>20)
 	default:
