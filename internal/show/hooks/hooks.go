@@ -23,7 +23,7 @@ import (
 
 // patience is how long a bot may take to show what its hook does to it: a hook
 // that works without end is stopped by its steps, 20 s at most.
-const patience = 45 * time.Second
+const patience = 3 * time.Minute
 
 // row is one way in which a hook is bad, and what is to come of it.
 type row struct {
