@@ -151,11 +151,11 @@ func (s *service) checkTokens(ctx context.Context) error {
 	return errors.New("a server that others can reach needs an admin token first; make one: skep token create --scope admin --name NAME, with the same --state-dir or --db")
 }
 
-// isOpen reports whether anybody may do anything: there has never been a
-// token.
+// isOpen reports whether anybody may do anything: there has never been a token
+// that closes the door.
 func (s *service) isOpen(ctx context.Context) bool {
 	tokens, err := s.store.Tokens(ctx)
-	return s.door.open && err == nil && len(tokens) == 0
+	return s.door.open && err == nil && !slices.ContainsFunc(tokens, func(t store.Token) bool { return server.Closes(t.Scope) })
 }
 
 // shutdownTime is how long answers under way may take when a server ends.

@@ -100,6 +100,9 @@ func (d direct) create(ctx context.Context, n server.NewToken) (newToken, error)
 	if err != nil {
 		return newToken{}, err
 	}
+	if !server.Closes(n.Scope) {
+		return newToken{ID: id, Token: text}, nil
+	}
 	crew, err := readCrewToken(d.stateDir)
 	if err == nil && crew != "" {
 		err = registerCrewToken(ctx, d.store, crew)

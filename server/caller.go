@@ -26,6 +26,10 @@ const (
 	ScopeBootstrap = "bootstrap"
 )
 
+// Closes reports whether a token of this scope, once made, closes a server that
+// was open. One for bootstrap lets nobody in, and so leaves the door as it is.
+func Closes(scope string) bool { return scope != ScopeBootstrap }
+
 // anonymous is the identity of a caller without credentials.
 const anonymous = "anonymous:anonymous"
 
@@ -117,7 +121,7 @@ type tokens struct {
 
 	mu     sync.Mutex
 	byID   map[string]store.Token
-	people int // tokens that are not for bootstrap only
+	people int // tokens that close the door
 	loaded time.Time
 }
 
@@ -136,7 +140,7 @@ func (ts *tokens) load(ctx context.Context) error {
 	people := 0
 	for _, t := range all {
 		byID[t.ID] = t
-		if t.Scope != ScopeBootstrap {
+		if Closes(t.Scope) {
 			people++
 		}
 	}
@@ -146,8 +150,8 @@ func (ts *tokens) load(ctx context.Context) error {
 	return nil
 }
 
-// none reports whether no token was ever made: an open server stays open.
-// Bootstrap tokens let nobody in, so they do not count.
+// none reports whether no token was ever made that closes the door: an open
+// server stays open.
 func (ts *tokens) none() bool {
 	ts.mu.Lock()
 	stale := ts.now().Sub(ts.loaded) > tokensLife
