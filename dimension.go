@@ -85,6 +85,10 @@ func (cs Constraints) Queue() QueueID {
 const (
 	MaxDimensionKey   = 64
 	MaxDimensionValue = 256
+
+	// MaxDimensionValues bounds the values of one key of a bot: ours, the
+	// reference has no limit. A device lab reports a few dozen.
+	MaxDimensionValues = 1024
 )
 
 var dimensionKey = regexp.MustCompile(`^[a-zA-Z\-_.][0-9a-zA-Z\-_.]*$`)
@@ -110,6 +114,8 @@ func CheckDimensionValue(field, key, value string) error {
 		return Invalidf(field, "%s has an empty value", key)
 	case len(value) > MaxDimensionValue:
 		return Invalidf(field, "%s has a value of %d bytes, at most %d are allowed", key, len(value), MaxDimensionValue)
+	case strings.ContainsRune(value, 0):
+		return Invalidf(field, "%s has value %q with a NUL byte", key, value)
 	case strings.TrimSpace(value) != value:
 		return Invalidf(field, "%s has value %q with surrounding blanks", key, value)
 	case (key == "id" || key == "pool") && strings.Contains(value, ":"):
@@ -128,6 +134,9 @@ func (d Dimensions) Validate() error {
 		}
 		if len(d[k]) == 0 {
 			return Invalidf("dimensions", "%s has no value", k)
+		}
+		if n := len(d[k]); n > MaxDimensionValues {
+			return Invalidf("dimensions", "%s has %d values, at most %d are allowed", k, n, MaxDimensionValues)
 		}
 		for i, v := range d[k] {
 			if err := CheckDimensionValue("dimensions", k, v); err != nil {

@@ -40,7 +40,7 @@ func FirstTaskID(now time.Time) TaskID {
 // hex digits, the last one dropped without a look. spec/api-v2.md §1.3.
 func ParseTaskID(s string) (TaskID, error) {
 	if s == "" {
-		return 0, Invalidf("task_id", "is required")
+		return 0, &Error{Kind: Invalid, Field: "task_id", Text: "task_id is required"}
 	}
 	if len(s) < 2 || !isLowerHex(s) {
 		return 0, &Error{Kind: Invalid, Field: "task_id", Text: "task_id " + s + ": bad task ID: want lower-case hex, at least 2 digits"}

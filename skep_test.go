@@ -1,6 +1,7 @@
 package skep
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -131,6 +132,13 @@ func TestFinalStatesAreFinal(t *testing.T) {
 	})
 }
 
+func many(n int) (values []string) {
+	for i := range n {
+		values = append(values, strconv.Itoa(i))
+	}
+	return values
+}
+
 func TestBotDimensions(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -146,6 +154,9 @@ func TestBotDimensions(t *testing.T) {
 		{"blank around", Dimensions{"id": {"b"}, "os": {" a"}}, false},
 		{"twice", Dimensions{"id": {"b"}, "os": {"a", "a"}}, false},
 		{"odd key", Dimensions{"id": {"b"}, "ö": {"a"}}, false},
+		{"NUL", Dimensions{"id": {"b"}, "os": {"a\x00"}}, false},
+		{"many values", Dimensions{"id": {"b"}, "os": many(MaxDimensionValues)}, true},
+		{"too many values", Dimensions{"id": {"b"}, "os": many(MaxDimensionValues + 1)}, false},
 	} {
 		if err := c.d.Validate(); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)

@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"fmt"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -110,12 +112,13 @@ func NewTask(req *pb.NewTaskRequest) (*Submission, error) {
 	for i, s := range req.TaskSlices {
 		field := fmt.Sprintf("task_slices[%d]", i)
 		r.Slices = append(r.Slices, c.slice(field, s))
-		if b := s.GetProperties().GetSecretBytes(); len(b) > 0 {
+		for j := range i {
+			c.check(!reflect.DeepEqual(r.Slices[j].Properties, r.Slices[i].Properties) || !bytes.Equal(secretOf(req, j), secretOf(req, i)),
+				field, "has the same properties as slice %d", j)
+		}
+		if b := secretOf(req, i); len(b) > 0 {
 			c.check(secret == nil || slices.Equal(secret, b), field+".properties.secret_bytes", "differs from that of an earlier slice; all slices share one secret")
 			secret = b
-		}
-		for j := range i {
-			c.check(!sameProperties(r.Slices[j], r.Slices[i]), field, "has the same properties as slice %d", j)
 		}
 	}
 	if c.err != nil {
@@ -131,9 +134,8 @@ func NewTask(req *pb.NewTaskRequest) (*Submission, error) {
 	return &Submission{Request: r, Secret: secret, Pool: pool}, nil
 }
 
-func sameProperties(a, b skep.Slice) bool {
-	x, y := propertiesPB(&a.Properties, false), propertiesPB(&b.Properties, false)
-	return x.String() == y.String()
+func secretOf(req *pb.NewTaskRequest, slice int) []byte {
+	return req.TaskSlices[slice].GetProperties().GetSecretBytes()
 }
 
 // checker keeps the first fault.

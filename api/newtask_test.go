@@ -78,6 +78,15 @@ func TestNewTaskRules(t *testing.T) {
 		{"expiration low", func(r *req) { r.TaskSlices[0].ExpirationSecs = 29 }, "task_slices[0].expiration_secs"},
 		{"expiration high", func(r *req) { r.TaskSlices[0].ExpirationSecs = 604801 }, "task_slices[0].expiration_secs"},
 		{"equal slices", func(r *req) { r.TaskSlices = append(r.TaskSlices, proto.CloneOf(r.TaskSlices[0])) }, "task_slices[1]"},
+		{"slices differ in what is never returned", func(r *req) {
+			r.TaskSlices = append(r.TaskSlices, proto.CloneOf(r.TaskSlices[0]), proto.CloneOf(r.TaskSlices[0]))
+			r.TaskSlices[1].Properties.Containment = &pb.Containment{LimitProcesses: 5}
+			r.TaskSlices[2].Properties.SecretBytes = []byte("s")
+		}, ""},
+		{"secrets differ", func(r *req) {
+			r.TaskSlices = append(r.TaskSlices, proto.CloneOf(r.TaskSlices[0]))
+			r.TaskSlices[0].Properties.SecretBytes, r.TaskSlices[1].Properties.SecretBytes = []byte("s"), []byte("t")
+		}, "task_slices[1].properties.secret_bytes"},
 		{"secret too large", props(func(p *pb.TaskProperties) { p.SecretBytes = make([]byte, 20481) }), "task_slices[0].properties.secret_bytes"},
 
 		{"grace 0", props(func(p *pb.TaskProperties) { p.GracePeriodSecs = 0 }), ""},

@@ -23,8 +23,8 @@ func Report(bot skep.BotID, u *botapi.TaskUpdate) (skep.Report, error) {
 		return r, err
 	}
 	for field, v := range map[string]*float64{"cost_usd": u.CostUSD, "duration": u.Duration, "bot_overhead": u.BotOverhead} {
-		if v != nil && (*v < 0 || math.IsNaN(*v) || math.IsInf(*v, 0)) {
-			return r, skep.Invalidf(field, "is %v, want a number that is not negative", *v)
+		if v != nil && !isAmount(*v) {
+			return r, skep.Invalidf(field, "is %v, want a number that is not negative, nor beyond a 32-bit float", *v)
 		}
 	}
 	switch {
@@ -46,6 +46,19 @@ func Report(bot skep.BotID, u *botapi.TaskUpdate) (skep.Report, error) {
 	r.Ending = &skep.Ending{ExitCode: u.ExitCode, Duration: u.Duration, HardTimeout: u.HardTimeout, IOTimeout: u.IOTimeout, Canceled: u.Canceled}
 	r.Outcome, err = outcome(u)
 	return r, err
+}
+
+// isAmount reports whether v can be a time or a cost; clients get them as
+// 32-bit floats.
+func isAmount(v float64) bool { return v >= 0 && v <= math.MaxFloat32 }
+
+// amount is v where it can be one. Of a statistic that cannot, as when a clock
+// was set back, there is none: it does not fail the end of a task.
+func amount(v float64) float64 {
+	if !isAmount(v) {
+		return 0
+	}
+	return v
 }
 
 func outcome(u *botapi.TaskUpdate) (*skep.Outcome, error) {
@@ -76,16 +89,16 @@ func outcome(u *botapi.TaskUpdate) (*skep.Outcome, error) {
 		}
 	}
 	if u.CIPDStats != nil {
-		s.Packages = u.CIPDStats.Duration
+		s.Packages = amount(u.CIPDStats.Duration)
 	}
 	if u.CacheTrimStats != nil {
-		s.CacheTrim = u.CacheTrimStats.Duration
+		s.CacheTrim = amount(u.CacheTrimStats.Duration)
 	}
 	if n := u.NamedCachesStats; n != nil {
-		s.CachesInstall, s.CachesRemove = n.Install.Duration, n.Uninstall.Duration
+		s.CachesInstall, s.CachesRemove = amount(n.Install.Duration), amount(n.Uninstall.Duration)
 	}
 	if u.CleanupStats != nil {
-		s.Cleanup = u.CleanupStats.Duration
+		s.Cleanup = amount(u.CleanupStats.Duration)
 	}
 	o.Stats = s
 	return o, nil
@@ -101,7 +114,7 @@ func transfer(field string, t *botapi.TransferStats) (*skep.TransferStats, error
 		}
 	}
 	return &skep.TransferStats{
-		Duration: t.Duration, InitialItems: t.InitialNumberItems, InitialSize: t.InitialSize, ItemsCold: t.ItemsCold, ItemsHot: t.ItemsHot,
+		Duration: amount(t.Duration), InitialItems: max(0, t.InitialNumberItems), InitialSize: max(0, t.InitialSize), ItemsCold: t.ItemsCold, ItemsHot: t.ItemsHot,
 	}, nil
 }
 
