@@ -28,6 +28,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
 	pb "github.com/skepdev/skep/api/swarmingpb"
@@ -493,6 +494,16 @@ func TestTasksFollowTheConfiguration(t *testing.T) {
 			}
 		})
 	}
+	if err := c.store.Update(t.Context(), func(tx *store.Tx) error {
+		for _, pool := range []string{"lab", "strict"} {
+			if err := tx.SaveBot(&skep.Bot{ID: skep.BotID("in-" + pool), Dimensions: skep.Dimensions{"id": {"in-" + pool}, "pool": {pool}}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	for token, want := range map[string][4]bool{ // reads, cancels, lists the pool, lists all
 		"ann": {false, false, false, false}, "look": {true, false, true, true}, "boss": {true, true, true, true}, "root": {true, true, true, true},
 	} {
@@ -513,6 +524,17 @@ func TestTasksFollowTheConfiguration(t *testing.T) {
 		}
 		if diff := cmp.Diff(pools, perms.ListTasks); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", token, diff)
+		}
+		dims, err := cl.GetBotDimensions(t.Context(), &pb.BotsDimensionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string][]string{}
+		for _, d := range dims.BotsDimensions {
+			seen[d.Key] = d.Value
+		}
+		if diff := cmp.Diff(map[string][]string{"pool": pools}, seen); diff != "" {
+			t.Errorf("%s sees dimensions (-want +got)\n%s", token, diff)
 		}
 		if perms.CancelTasks != want[1] || perms.TerminateBot != (token == "root") {
 			t.Errorf("%s: %v", token, perms)

@@ -233,6 +233,9 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 		BotGroupCfg: botapi.BotGroupCfg{Dimensions: map[string][]string{}},
 	}
 	ru.tell(ans, sp.id, pools, st.Skep == nil)
+	if st.Skep == nil && ans.BotConfigName == "" {
+		ans.BotConfigName = "bot_config.py" // that of its own archive; existing bots make a dimension of it
+	}
 	return write(w, ans)
 }
 

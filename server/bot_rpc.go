@@ -13,7 +13,7 @@ import (
 
 func botID(id string) (skep.BotID, error) {
 	if id == "" {
-		return "", skep.Invalidf("bot_id", "bot_id is required")
+		return "", &skep.Error{Kind: skep.Invalid, Field: "bot_id", Text: "bot_id is required"}
 	}
 	if len(id) > maxBotID || clean(id) != id {
 		return "", skep.Errorf(skep.NotFound, "no such bot: %.100q", id)
@@ -275,13 +275,20 @@ func (s *Server) countBots(ctx context.Context, req *pb.BotsCountRequest) (*pb.B
 	return out, err
 }
 
+// getBotDimensions tells what the bots of a pool are, or of all pools whose
+// bots the caller may list: none is no error then. spec api-v2.md §7.2.
 func (s *Server) getBotDimensions(ctx context.Context, req *pb.BotsDimensionsRequest) (*pb.BotsDimensions, error) {
-	if err := s.mustPools(ctx, permListBots, named(req.Pool)); err != nil {
+	m := s.may(ctx)
+	everywhere := m.server(permListBots)
+	visible := func(pool string) bool { return pool == req.Pool }
+	if req.Pool == "" {
+		visible = func(pool string) bool { return m.pool(permListBots, pool) }
+	} else if err := s.mustPool(ctx, permListBots, req.Pool); err != nil {
 		return nil, err
 	}
 	all := map[string]map[string]bool{}
 	err := s.each(ctx, "", func(b *skep.Bot) bool {
-		if req.Pool != "" && !slices.Contains(b.Dimensions["pool"], req.Pool) {
+		if !(req.Pool == "" && everywhere) && !slices.ContainsFunc(b.Dimensions["pool"], visible) {
 			return true
 		}
 		for k, vs := range b.Dimensions {

@@ -100,14 +100,6 @@ func (st *botState) isolation() string {
 	return ours.Isolation
 }
 
-// named is the list of one pool, or of none.
-func named(pool string) []string {
-	if pool == "" {
-		return nil
-	}
-	return []string{pool}
-}
-
 // filteredPools are the pools that a filter of dimensions names.
 func filteredPools(dims []*pb.StringPair) []string {
 	var out []string

@@ -110,7 +110,7 @@ func TestRecordedBotRequests(t *testing.T) {
 	if code, _, text := call("bot_server_ping"); code != 200 || text != "Server up" {
 		t.Errorf("ping: %d %q", code, text)
 	}
-	if ans := ok("bot_handshake"); ans["session"] == "" || ans["bot_version"] == "" {
+	if ans := ok("bot_handshake"); ans["session"] == "" || ans["bot_version"] == "" || ans["bot_config_name"] != "bot_config.py" {
 		t.Errorf("handshake: %v", ans)
 	}
 	for _, name := range []string{"bot_poll_sleep", "bot_poll_update"} {
@@ -291,6 +291,7 @@ func TestBadBotInput(t *testing.T) {
 		{"offset beyond 64 bits", botapi.PathTaskUpdate, up(`"output":"eA==","output_chunk_start":92233720368547758070`), 400, "output_chunk_start"},
 		{"output that is not base64", botapi.PathTaskUpdate, up(`"output":"%"`), 400, "output"},
 		{"negative cost", botapi.PathTaskUpdate, up(`"cost_usd":-1`), 400, "cost_usd"},
+		{"cost beyond a float", botapi.PathTaskUpdate, up(`"cost_usd":1e39`), 400, "cost_usd"},
 		{"negative duration", botapi.PathTaskUpdate, up(`"exit_code":0,"duration":-1`), 400, "duration"},
 		{"exit code without duration", botapi.PathTaskUpdate, up(`"exit_code":0`), 400, "duration"},
 		{"overhead without duration", botapi.PathTaskUpdate, up(`"bot_overhead":1`), 400, "bot_overhead"},

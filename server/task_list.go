@@ -154,7 +154,8 @@ func (s *Server) cancelTasks(ctx context.Context, req *pb.TasksCancelRequest) (*
 		return nil, err
 	}
 	for _, l := range items {
-		if _, _, err := s.sched.Cancel(ctx, l.Task.ID, req.KillRunning); err != nil {
+		_, _, err := s.sched.Cancel(ctx, l.Task.ID, req.KillRunning)
+		if err != nil && skep.KindOf(err) != skep.NotFound { // else it was pruned meanwhile
 			return nil, err
 		}
 	}
