@@ -22,6 +22,7 @@ import (
 
 // Env is the world a command may touch.
 type Env struct {
+	Program        string              // as the user called it; "" = skep
 	Args           []string            // without the program's name
 	Stdin          io.Reader           //
 	Stdout, Stderr io.Writer           //
@@ -35,7 +36,7 @@ func Main() int {
 	interrupts := make(chan os.Signal, 4)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
 	return Run(context.Background(), Env{
-		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Program: os.Args[0], Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Getenv: os.Getenv, Environ: os.Environ, Interrupts: interrupts,
 	})
 }

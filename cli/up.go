@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (u *fleetUp) run(ctx context.Context) error {
 	for {
 		select {
 		case n := <-ready:
-			u.service.announce(ctx, u.env, fmt.Sprintf(" with %d bots; try: skep run -- echo hi", n))
+			u.service.announce(ctx, u.env, fmt.Sprintf(" with %s; try: %s", count(n, "bot"), u.firstTask()))
 		case err := <-served: // by itself: the bots stay for the next skep up
 			stop()
 			<-left
@@ -102,6 +103,24 @@ func (u *fleetUp) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// count is a number of things in words for people.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// firstTask is a command line that works in a second terminal: with the program
+// as this one was called, which need not be on the PATH.
+func (u *fleetUp) firstTask() string {
+	words := []string{cmp.Or(u.env.Program, "skep"), "run"}
+	if url := u.service.door.urls[0]; url != defaultServer {
+		words = append(words, "-S", url)
+	}
+	return quoteCommand(append(words, "--", "echo", "hi"))
 }
 
 const (

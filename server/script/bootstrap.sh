@@ -245,6 +245,7 @@ DESKTOP
 	;;
 run/*)
 	loop >start_bot.sh
+	echo "bootstrap: the bot ${id:+$id }runs in $dir until Ctrl-C or skep terminate ends it; its logs are in $dir/logs"
 	exec sh start_bot.sh
 	;;
 esac
