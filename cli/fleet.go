@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -96,10 +97,21 @@ func hint(err error) string {
 	switch {
 	case prpc.Refused(err), errors.Is(err, syscall.ECONNREFUSED):
 		return "; start a server with skep up, or name another with --server or SKEP_SERVER"
+	case isUntrusted(err):
+		return "; if it made its own (--tls-self-signed), name its authority with --ca-file or SKEP_CA_FILE: ca.pem of its state directory"
+	case errors.Is(err, io.EOF) && strings.HasPrefix(err.Error(), "http://"):
+		return "; if it speaks TLS, its address begins with https://"
 	case skep.KindOf(err) == skep.Unauthenticated:
 		return "; set SKEP_TOKEN or --token-file (skep token create makes a token)"
 	}
 	return ""
+}
+
+// isUntrusted tells a certificate of an authority that nobody knows from one
+// that is wrong.
+func isUntrusted(err error) bool {
+	_, ok := errors.AsType[x509.UnknownAuthorityError](err)
+	return ok
 }
 
 // stdoutPage is the largest piece of output a server gives, spec/api-v2.md
