@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/skepdev/skep"
@@ -14,7 +15,7 @@ import (
 // must be a name of this server, and a foreign Origin is never welcome.
 // decisions.md 7.
 func (s *Server) door(r *http.Request) error {
-	if !s.isHost(r.Host, r.TLS != nil) {
+	if !s.isHost(r.Host, r.TLS != nil) || !s.isURL(r.Host, r.TLS != nil) && !atPort(r) {
 		return notKnownAs(r.Host)
 	}
 	origin := r.Header.Get("Origin")
@@ -48,6 +49,22 @@ func (s *Server) isHost(host string, tls bool) bool {
 	if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() {
 		return true
 	}
+	return s.isURL(host, tls)
+}
+
+// atPort reports whether r names the port that it came to, as far as that is
+// known: a page of another port of this machine must not pass its requests on.
+func atPort(r *http.Request) bool {
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok {
+		return true
+	}
+	_, port, err := net.SplitHostPort(withPort(r.Host, r.TLS != nil))
+	return err == nil && port == strconv.Itoa(at.Port)
+}
+
+// isURL reports whether host is that of one of the server's URLs.
+func (s *Server) isURL(host string, tls bool) bool {
 	return slices.ContainsFunc(s.o.URLs, func(raw string) bool {
 		u, err := url.Parse(raw)
 		return err == nil && sameHost(withPort(u.Host, u.Scheme == "https"), withPort(host, tls || u.Scheme == "https"))

@@ -321,7 +321,7 @@ func TestBadBotInput(t *testing.T) {
 // TestDoor: a web page must not reach a loopback server through a user's
 // browser.
 func TestDoor(t *testing.T) {
-	f := serve(t, func(o *Options) { o.URLs = []string{"https://fleet.example.com"} })
+	f := serve(t, func(o *Options) { o.URLs = []string{"https://fleet.example.com", "http://localhost:9000"} })
 	for _, c := range []struct {
 		name   string
 		header []string
@@ -333,6 +333,10 @@ func TestDoor(t *testing.T) {
 		{"opaque origin", []string{"Origin", "null"}, 403},
 		{"another loopback port", []string{"Origin", "http://127.0.0.1:1"}, 403},
 		{"rebound name", []string{"Host", "evil.example"}, 403},
+		{"a loopback name", []string{"Host", strings.Replace(strings.TrimPrefix(f.url, "http://"), "127.0.0.1", "localhost", 1)}, 200},
+		{"a loopback name with another port", []string{"Host", "localhost:1"}, 403},
+		{"a loopback name without its port", []string{"Host", "127.0.0.1"}, 403},
+		{"an address of one's own by a forwarded port", []string{"Host", "localhost:9000"}, 200},
 		{"public name", []string{"Host", "fleet.example.com"}, 200},
 		{"public name with a foreign port", []string{"Host", "fleet.example.com:8443"}, 403},
 		{"cross site without origin", []string{"Sec-Fetch-Site", "cross-site"}, 403},
