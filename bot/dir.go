@@ -15,10 +15,9 @@ import (
 
 // Files of the bot's directory that are ours beside those of spec bot.md §1.5.
 const (
-	MarkerFile = "swarming.dir"  // says that the directory belongs to a bot
-	LockFile   = "swarming.lck"  // spec bot.md §1.6
-	SocketFile = "swarming.sock" // `skep-bot shell` comes in here
-	DrainFile  = "drain"         // while it is there, the bot takes no new work
+	MarkerFile = "swarming.dir" // says that the directory belongs to a bot
+	LockFile   = "swarming.lck" // spec bot.md §1.6
+	DrainFile  = "drain"        // while it is there, the bot takes no new work
 )
 
 // owned are the entries that a bot's directory may hold; everything else is
