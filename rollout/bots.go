@@ -140,11 +140,11 @@ func (k *Keeper) look(ctx context.Context) error {
 	if Plan(now, s, c, set).Rev == s.Rev {
 		return nil
 	}
-	return k.change(ctx, func(stored State) State {
+	return k.change(ctx, func(_ *store.Tx, stored State) (State, error) {
 		if stored.Rev != s.Rev {
-			return stored
+			return stored, nil
 		}
-		return Plan(now, stored, c, set)
+		return Plan(now, stored, c, set), nil
 	})
 }
 
@@ -270,16 +270,9 @@ func (k *Keeper) Resume(ctx context.Context) error {
 }
 
 func (k *Keeper) steer(ctx context.Context, edit func(*State) error) error {
-	var refused error
-	err := k.change(ctx, func(s State) State {
-		was := s.Rev
-		if refused = edit(&s); refused == nil {
-			s.Rev = was + 1
-		}
-		return s
+	return k.change(ctx, func(_ *store.Tx, s State) (State, error) {
+		err := edit(&s)
+		s.Rev++
+		return s, err
 	})
-	if err != nil {
-		return err
-	}
-	return refused
 }

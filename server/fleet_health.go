@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -69,7 +70,13 @@ func (f *fleetHealth) readOrders(ctx context.Context) error {
 	for _, o := range all {
 		m[o.Bot] = o
 	}
-	f.orders.Store(&m)
+	if old := f.orders.Swap(&m); old != nil {
+		for id, o := range m { // another server may have taken it: a poll that waits here asks anew
+			if was := (*old)[id]; was == nil || !reflect.DeepEqual(was, o) {
+				f.s.sched.Wake(id)
+			}
+		}
+	}
 	return nil
 }
 

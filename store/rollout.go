@@ -26,6 +26,16 @@ func (r reads) Part(ctx context.Context, hash string) (data []byte, found bool, 
 	return data, found, nil
 }
 
+// HasPart reports whether a part of bot code is kept.
+func (r reads) HasPart(ctx context.Context, hash string) (bool, error) {
+	var one int
+	found, err := r.q.row(ctx, `SELECT 1 FROM bot_code_parts WHERE hash = $1`, []any{hash}, &one)
+	if err != nil {
+		return false, fmt.Errorf("look for part of bot code: %w", err)
+	}
+	return found, nil
+}
+
 // AddRelease keeps a release and reports whether it is a new one.
 func (tx *Tx) AddRelease(id, parts string) (fresh bool, err error) {
 	n, err := tx.exec(`INSERT INTO bot_releases (id, parts, made_us) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, id, parts, micros(tx.Now))
@@ -35,8 +45,8 @@ func (tx *Tx) AddRelease(id, parts string) (fresh bool, err error) {
 	return n > 0, nil
 }
 
-// Release returns the parts of a release, "" for an unknown one.
-func (r reads) Release(ctx context.Context, id string) (parts string, err error) {
+// ReleaseText returns the parts of a release, "" for an unknown one.
+func (r reads) ReleaseText(ctx context.Context, id string) (parts string, err error) {
 	if _, err := r.q.row(ctx, `SELECT parts FROM bot_releases WHERE id = $1`, []any{id}, &parts); err != nil {
 		return "", fmt.Errorf("read release of bot code: %w", err)
 	}
