@@ -287,7 +287,7 @@ func (m *metrics) collectFleet(gauge func(*prometheus.Desc, float64, ...string))
 		gauge(mAlarms, float64(n), k[0], k[1])
 	}
 	held := map[string]int{}
-	for pool, h := range m.s.fleet.breaker.HeldBots() {
+	for pool, h := range m.s.fleet.ill.held() {
 		held[names.of(pool)] += h.Count
 	}
 	for pool, n := range held {
