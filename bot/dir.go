@@ -27,7 +27,7 @@ var owned = []string{
 	"swarming_bot.zip", "swarming_bot.1.zip", "swarming_bot.2.zip",
 	"swarming_bot", "swarming_bot.1", "swarming_bot.2",
 	"swarming_bot.exe", "swarming_bot.1.exe", "swarming_bot.2.exe",
-	LockFile, MarkerFile, SocketFile, "start_bot.sh", "bootstrap.tok", "credential.json", update.StateFile, RecoveryFile, OutboxFile, DrainFile,
+	LockFile, MarkerFile, SocketFile, "start_bot.sh", BootstrapFile, CredentialFile, ClientCertFile, ClientKeyFile, update.StateFile, RecoveryFile, OutboxFile, DrainFile,
 	"logs", "c", "cas_cache", "cas_kvs_cache_db", "cipd_cache", "*-cacert.pem",
 	"README", "README.md", ".vpython3", "tmp",
 }
