@@ -41,6 +41,7 @@ var commands = []command{
 	{"setup", "set the machine up without running", setup},
 	{"reboot", "restart the host", reboot},
 	{"shell", "a Starlark prompt in the bot that runs in this directory", shell},
+	{"service", "(Windows) keep the bot running for the service manager", runService},
 	{"bootstrap-vm", "prepare a new virtual machine", bootstrapVM},
 }
 

@@ -34,6 +34,7 @@ const (
 	envStartAhead = "SKEP_START_AHEAD"     // "0" = start each task's processes only when it comes
 	envIdentity   = "SKEP_BOT_IDENTITY"    // "gce" = show the identity of this Compute Engine VM
 	envMetadata   = "GCE_METADATA_HOST"    // where that is asked for, else metadataHost
+	envService    = "SKEP_SERVICE"         // (internal) a Windows service keeps this bot running
 	envGuard      = "SKEP_GUARD_PID"       // (internal) who watches over the update that this is
 	envLockFD     = "SKEP_LOCK_FD"         // (internal) the lock, kept over an exec
 )
@@ -136,6 +137,9 @@ func (s *site) run(e Env, lock *bot.Lock, setUp bool) (int, error) {
 		return 1, nil
 	}
 	b.HandleSignals(ctx)
+	if err := heedService(s.dir, b); err != nil {
+		log.Error("the service cannot stop this bot", "err", err)
+	}
 	if err := b.OpenDoor(ctx); err != nil {
 		log.Warn("skep-bot shell will not find this bot", "err", err)
 	}
