@@ -47,7 +47,7 @@ func (k *Keeper) Expected(ctx context.Context, c Contact) (digest string, err er
 		running = own.Release
 	}
 	if seen.release != running {
-		seen.release, seen.tasks, seen.failed = running, 0, 0
+		*seen = botSeen{release: running}
 	}
 	seen.ill, seen.at = c.Ill, k.o.Now()
 	said, next := k.told[c.Bot], k.state.Next
@@ -132,6 +132,9 @@ func (k *Keeper) look(ctx context.Context) error {
 	if s.Next == "" || s.Halted != "" {
 		return nil
 	}
+	if err := k.note(ctx, s.Next); err != nil {
+		return err
+	}
 	c, err := k.count(ctx, s.Next)
 	if err != nil {
 		return err
@@ -146,6 +149,44 @@ func (k *Keeper) look(ctx context.Context) error {
 		}
 		return Plan(now, stored, c, set), nil
 	})
+}
+
+// note adds to the store what this server heard of bots with the next release
+// since the last time: other servers hear other bots, or other polls of them.
+func (k *Keeper) note(ctx context.Context, next string) error {
+	var news []store.RolloutBot
+	k.mu.Lock()
+	for id, s := range k.known {
+		if s.release == next && (!s.noted || s.tasks != s.notedTasks || s.failed != s.notedFailed || s.ill != s.notedIll) {
+			news = append(news, store.RolloutBot{Bot: id, Release: next, Tasks: s.tasks - s.notedTasks, Failed: s.failed - s.notedFailed, Ill: s.ill})
+		}
+	}
+	k.mu.Unlock()
+	if len(news) == 0 {
+		return nil
+	}
+	slices.SortFunc(news, func(a, b store.RolloutBot) int { return strings.Compare(string(a.Bot), string(b.Bot)) })
+	err := k.o.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, b := range news {
+			if err := tx.AddRolloutTasks(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, b := range news {
+		if s := k.known[b.Bot]; s != nil && s.release == next {
+			s.noted, s.notedIll = true, b.Ill
+			s.notedTasks += b.Tasks
+			s.notedFailed += b.Failed
+		}
+	}
+	return nil
 }
 
 // count looks how the bots of a rollout are and gives up on those that are
@@ -174,6 +215,10 @@ func (k *Keeper) count(ctx context.Context, next string) (c Counts, err error) {
 		case b.Result == resultOK:
 			c.Confirmed++
 			confirmed[b.Bot] = true
+			c.Tasks, c.Failed = c.Tasks+b.Tasks, c.Failed+b.Failed
+			if b.Ill {
+				c.Ill++
+			}
 		default:
 			c.Crashed++
 		}
@@ -186,11 +231,7 @@ func (k *Keeper) count(ctx context.Context, next string) (c Counts, err error) {
 			lowest, c.Lowest = n, id
 		}
 		if confirmed[id] && s.release == next {
-			c.Tasks, c.Failed = c.Tasks+s.tasks, c.Failed+s.failed
-			if s.ill {
-				c.Ill++
-			}
-			continue
+			continue // counted above, by all servers
 		}
 		c.Others++
 		c.OthersTasks, c.OthersFailed = c.OthersTasks+s.tasks, c.OthersFailed+s.failed

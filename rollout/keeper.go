@@ -65,6 +65,12 @@ type botSeen struct {
 	ill           bool
 	at            time.Time
 	tasks, failed int // since release changed
+
+	// What of that the store has, for bots with the release that is rolled out.
+	noted       bool
+	notedTasks  int
+	notedFailed int
+	notedIll    bool
 }
 
 // telling is what a bot was told to run, and what came of it.

@@ -219,3 +219,47 @@ func TestTwoServersRollTogether(t *testing.T) {
 		t.Errorf("after the halt a bot is told %s, want %s", got, old)
 	}
 }
+
+// Tasks that fail on canaries which different servers hear halt a rollout that
+// no server alone would halt.
+func TestFailuresOverServersHaltTogether(t *testing.T) {
+	a, b := servers(t)
+	both := []*Keeper{a, b}
+	for _, k := range both {
+		k.o.Settings = func() Settings { return Settings{CanaryPercent: 100, Soak: time.Hour} }
+	}
+	offer(t, a, "one", false)
+	offer(t, a, "two", true)
+	look := func() {
+		t.Helper()
+		for _, k := range both {
+			if err := k.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	look()
+	old, next := a.Version(t.Context(), a.state.Stable, linux), a.Version(t.Context(), a.state.Next, linux)
+	for i := range 4 {
+		k, bot := both[i%2], skep.BotID(fmt.Sprint("b", i))
+		for _, version := range []string{old, next} {
+			if _, err := k.Expected(t.Context(), Contact{Bot: bot, Version: version, Platform: linux, URL: "https://a:1"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := range 2 {
+		a.Ended("b0", true)
+		look()
+		if a.state.Halted != "" || b.state.Halted != "" {
+			t.Fatalf("halted after %d failures: %s%s", i+1, a.state.Halted, b.state.Halted)
+		}
+	}
+	b.Ended("b1", true)
+	look()
+	look()
+	if a.state.Halted == "" || b.state.Halted == "" {
+		st, err := a.Status(t.Context())
+		t.Errorf("three tasks failed on canaries and the rollout goes on: %+v %v", st.Counts, err)
+	}
+}

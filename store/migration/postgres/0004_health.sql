@@ -8,3 +8,8 @@ CREATE TABLE bot_illness (
 	since_us BIGINT NOT NULL   -- 0 = it was ill before anybody counted
 );
 CREATE INDEX bot_illness_pool ON bot_illness (pool, held, since_us);
+
+-- How bots with the release that is rolled out are, over all servers that hear them.
+ALTER TABLE rollout_bots ADD COLUMN tasks INTEGER NOT NULL DEFAULT 0;  -- ended since
+ALTER TABLE rollout_bots ADD COLUMN failed INTEGER NOT NULL DEFAULT 0; -- of those, by a fault of the bot
+ALTER TABLE rollout_bots ADD COLUMN ill INTEGER NOT NULL DEFAULT 0;    -- 1 = in quarantine
