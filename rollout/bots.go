@@ -91,6 +91,22 @@ func (k *Keeper) settle(ctx context.Context, bot skep.BotID, release, result str
 	return k.o.Store.Update(ctx, func(tx *store.Tx) error { return tx.SettleBot(bot, release, result) })
 }
 
+// Mismatched notes that what a bot downloaded had another digest than it was
+// told. It counts as crashed, until it polls with the new code all the same.
+func (k *Keeper) Mismatched(ctx context.Context, bot skep.BotID) error {
+	k.mu.Lock()
+	said, next := k.told[bot], k.state.Next
+	rolls := next != "" && k.state.Halted == "" && said.digest != "" && said.result == ""
+	if rolls {
+		k.told[bot] = telling{said.digest, resultOther}
+	}
+	k.mu.Unlock()
+	if !rolls {
+		return nil
+	}
+	return k.settle(ctx, bot, next, resultOther)
+}
+
 // Ended notes the end of a task on a bot; failed, that a fault of the bot
 // ended it.
 func (k *Keeper) Ended(bot skep.BotID, failed bool) {
@@ -261,6 +277,7 @@ type Status struct {
 	State
 	Counts
 	Crashes []skep.BotID // that did not come back with the new code
+	Others  []skep.BotID // those of them that got other code than they were told
 }
 
 // Status returns how the rollout goes.
@@ -280,11 +297,15 @@ func (k *Keeper) Status(ctx context.Context) (Status, error) {
 	}
 	bots, err := k.o.Store.RolloutBots(ctx, st.Next)
 	for _, b := range bots {
-		if b.Result == resultLost {
+		if b.Result == resultLost || b.Result == resultOther {
 			st.Crashes = append(st.Crashes, b.Bot)
+		}
+		if b.Result == resultOther {
+			st.Others = append(st.Others, b.Bot)
 		}
 	}
 	slices.Sort(st.Crashes)
+	slices.Sort(st.Others)
 	return st, err
 }
 

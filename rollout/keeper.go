@@ -23,6 +23,7 @@ const (
 	maxBuilds    = 64          // kept composed
 	resultOK     = "confirmed"
 	resultLost   = "crashed"
+	resultOther  = "mismatch" // it downloaded something else than it was told
 )
 
 // Options of New.

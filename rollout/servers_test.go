@@ -211,6 +211,9 @@ func TestTwoServersRollTogether(t *testing.T) {
 		poll([]*Keeper{b, a}[i%2], bot, old, true) // as what they were, at the other server
 	}
 	look()
+	if st, err := b.Status(t.Context()); err != nil || len(st.Others) != 0 {
+		t.Errorf("%v %v", st.Others, err)
+	}
 	look()
 	if a.state.Halted == "" || b.state.Halted != a.state.Halted {
 		t.Errorf("halted: %q and %q", a.state.Halted, b.state.Halted)
@@ -261,5 +264,25 @@ func TestFailuresOverServersHaltTogether(t *testing.T) {
 	if a.state.Halted == "" || b.state.Halted == "" {
 		st, err := a.Status(t.Context())
 		t.Errorf("three tasks failed on canaries and the rollout goes on: %+v %v", st.Counts, err)
+	}
+}
+
+// Other code than was promised is a row in the status at once.
+func TestMismatchIsARow(t *testing.T) {
+	_, k := keep(t, []byte("exe"), []string{"https://a:1"}, "one", "two")
+	if err := k.Mismatched(t.Context(), "b"); err != nil { // it was told nothing
+		t.Fatal(err)
+	}
+	if _, err := k.Expected(t.Context(), Contact{Bot: "b", Version: "old", Platform: linux, URL: "https://a:1"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := k.Mismatched(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := k.Status(t.Context())
+	if err != nil || len(st.Others) != 1 || st.Others[0] != "b" || st.Crashed != 1 || st.Waiting != 0 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }

@@ -449,7 +449,11 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	b, _ := s.describe(r, sp.id, &req.Attributes)
 	b.SessionID = sp.session.process
-	s.metrics.event(req.Event, req.Message)
+	if s.metrics.event(req.Event, req.Message) && s.o.Code != nil {
+		if err := s.o.Code.Mismatched(r.Context(), sp.id); err != nil {
+			return err
+		}
+	}
 	if req.Event == botapi.EventError {
 		s.log.WarnContext(r.Context(), "bot error", "bot", string(sp.id), "message", clip(req.Message, 4096))
 	}
