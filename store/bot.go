@@ -202,7 +202,7 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]Free, error) {
 		return free, nil
 	}
 	args = padded(args)
-	query := `SELECT b.id, b.quarantined <> '' OR b.maintenance <> '' FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`
+	query := `SELECT b.id, CASE WHEN b.quarantined <> '' OR b.maintenance <> '' THEN 1 ELSE 0 END FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`
 	if tx.d == postgres {
 		query += ` ORDER BY b.id FOR UPDATE`
 	}
@@ -214,7 +214,7 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]Free, error) {
 	for rows.Next() {
 		var id skep.BotID
 		var f Free
-		if err := rows.Scan(&id, &f.Ill); tx.note(err) != nil {
+		if err := rows.Scan(&id, flag{&f.Ill}); tx.note(err) != nil {
 			return nil, fmt.Errorf("read free bots: %w", err)
 		}
 		free[id] = f
