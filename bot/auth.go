@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ const (
 type Auth struct {
 	hooks Hooks
 	token func() string
+	vm    *VMIdentity // nil = none
 
 	mu      sync.Mutex
 	bot     *Bot              // set by New: before that there is only the token
@@ -33,6 +35,12 @@ type Auth struct {
 // NewAuth returns the headers of a bot. hooks may be nil; token returns the
 // bearer token of the moment, "" for none.
 func NewAuth(hooks Hooks, token func() string) *Auth { return &Auth{hooks: hooks, token: token} }
+
+// WithVM adds the identity of the bot's VM to what is shown without a hook.
+func (a *Auth) WithVM(vm *VMIdentity) *Auth {
+	a.vm = vm
+	return a
+}
 
 // Headers returns the headers of a call that begins now; nil = none.
 func (a *Auth) Headers() map[string]string {
@@ -67,11 +75,21 @@ func (a *Auth) Headers() map[string]string {
 }
 
 func (a *Auth) byToken() map[string]string {
-	token := a.token()
-	if token == "" {
+	h := map[string]string{}
+	if token := a.token(); token != "" {
+		h["Authorization"] = "Bearer " + token
+	}
+	if a.vm != nil {
+		if token, err := a.vm.Token(); token != "" {
+			h[HeaderVMToken] = token
+		} else if a.bot != nil {
+			a.bot.Error(fmt.Sprintf("the VM's identity: %v", err))
+		}
+	}
+	if len(h) == 0 {
 		return nil
 	}
-	return map[string]string{"Authorization": "Bearer " + token}
+	return h
 }
 
 func (a *Auth) given() map[string]string {
@@ -117,14 +135,19 @@ type renewed interface {
 	SetHeaders(map[string]string) error
 }
 
+// changes reports whether the headers may be others while a task runs.
+func (a *Auth) changes() bool {
+	return a.vm != nil || a.hooks != nil && a.hooks.Has(hook.GetAuthenticationHeaders)
+}
+
 // keepFresh gives the task that runs new headers as the hook gives them, until
 // ctx ends.
 func (b *Bot) keepFresh(ctx context.Context) {
 	r, ok := b.cfg.Runner.(renewed)
-	if !ok || b.cfg.Auth == nil || b.cfg.Hooks == nil || !b.cfg.Hooks.Has(hook.GetAuthenticationHeaders) {
+	if !ok || b.cfg.Auth == nil || !b.cfg.Auth.changes() {
 		return
 	}
-	last := b.headers()["Authorization"]
+	last := b.headers()
 	go func() {
 		t := time.NewTicker(authRefresh)
 		defer t.Stop()
@@ -135,10 +158,10 @@ func (b *Bot) keepFresh(ctx context.Context) {
 			case <-t.C:
 			}
 			h := b.headers()
-			if h["Authorization"] == last {
+			if maps.Equal(h, last) {
 				continue
 			}
-			last = h["Authorization"]
+			last = h
 			if err := r.SetHeaders(h); err != nil {
 				b.log.Warn("give the task new headers", "err", err)
 			}

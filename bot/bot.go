@@ -72,6 +72,9 @@ type Config struct {
 	Reboot func(ctx context.Context, reason string) error
 	// Credential is what the bot shows to the server; nil = nothing of its own.
 	Credential *Credential
+	// ClientCert is shown in TLS; nil = none. Client shows it already; this is for
+	// a task's calls.
+	ClientCert *ClientCert
 	// Code is the bot's own code, for updates; nil = it is never replaced.
 	Code Code
 	// Become replaces this process by one that runs exe as this bot. It returns

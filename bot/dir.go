@@ -15,10 +15,9 @@ import (
 
 // Files of the bot's directory that are ours beside those of spec bot.md §1.5.
 const (
-	MarkerFile = "swarming.dir"  // says that the directory belongs to a bot
-	LockFile   = "swarming.lck"  // spec bot.md §1.6
-	SocketFile = "swarming.sock" // `skep-bot shell` comes in here
-	DrainFile  = "drain"         // while it is there, the bot takes no new work
+	MarkerFile = "swarming.dir" // says that the directory belongs to a bot
+	LockFile   = "swarming.lck" // spec bot.md §1.6
+	DrainFile  = "drain"        // while it is there, the bot takes no new work
 )
 
 // owned are the entries that a bot's directory may hold; everything else is
@@ -28,7 +27,7 @@ var owned = []string{
 	"swarming_bot.zip", "swarming_bot.1.zip", "swarming_bot.2.zip",
 	"swarming_bot", "swarming_bot.1", "swarming_bot.2",
 	"swarming_bot.exe", "swarming_bot.1.exe", "swarming_bot.2.exe",
-	LockFile, MarkerFile, SocketFile, "start_bot.sh", "bootstrap.tok", "credential.json", update.StateFile, RecoveryFile, OutboxFile, DrainFile,
+	LockFile, MarkerFile, SocketFile, "start_bot.sh", BootstrapFile, CredentialFile, ClientCertFile, ClientKeyFile, update.StateFile, RecoveryFile, OutboxFile, DrainFile,
 	"logs", "c", "cas_cache", "cas_kvs_cache_db", "cipd_cache", "*-cacert.pem",
 	"README", "README.md", ".vpython3", "tmp",
 }

@@ -30,6 +30,9 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: cost, ReceivedAt: received,
 		CookieDir: "w", Announce: b.announce,
 	}
+	if b.cfg.ClientCert != nil {
+		job.ClientCert, job.ClientKey = b.cfg.ClientCert.PEM()
+	}
 	b.beforeTask(&job)
 	told := false
 	job.After = func(sum runner.Summary) {

@@ -5,6 +5,7 @@ package botcli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -393,26 +394,43 @@ func TestShell(t *testing.T) {
 	s.next(t, "poll", nil)
 	ask := func(in string, args ...string) (string, error) {
 		c := skepBot(t, filepath.Join(p.dir, "swarming_bot.1"), append([]string{"shell"}, args...)...)
-		c.Stdin = strings.NewReader(in)
+		c.Stdin, c.Stderr = strings.NewReader(in), nil
 		out, err := c.Output()
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, e.Stderr)
+		}
 		return string(out), err
 	}
-	if out, err := ask("", "status"); err != nil || !strings.Contains(out, `"id": "b1"`) {
-		t.Errorf("status: %v\n%s", err, out)
+	for _, c := range []struct{ name, in, want string }{
+		{"an expression", "bot.id + '!'", "\"b1!\"\n"},
+		{"status", "status()['id'], len(status()['dimensions']) > 0", `("b1", True)` + "\n"},
+		{"several lines", "def twice(x):\n    return 2 * x\n\nfor i in range(2):\n    print(twice(i))\ntwice(21)\n", "0\n2\n42\n"},
+		{"help and stacks", "help()\nstacks()", "goroutine "},
+		{"an event", "bot.post_error('from the shell')", ""},
+		{"no secret", "bot.session_token, bot.remote, [k for k in ['SKEP_BOT_TOKEN'] if env(k)]", "(None, None, [])\n"},
+	} {
+		if out, err := ask(c.in); err != nil || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %v\n%s\nwant %q", c.name, err, out, c.want)
+		}
 	}
-	if out, err := ask("help\nstacks\n"); err != nil || !strings.Contains(out, "commands: ") || !strings.Contains(out, "goroutine ") {
-		t.Errorf("help and stacks: %v\n%s", err, out)
+	s.next(t, "event", func(c apiCall) bool { return strings.Contains(fmt.Sprint(c.body["message"]), "from the shell") })
+	if out, err := ask("", "print(1)\nprint(2)"); err != nil || out != "1\n2\n" {
+		t.Errorf("a program in the arguments: %v\n%s", err, out)
 	}
-	if _, err := ask("", "fly"); err == nil {
-		t.Error("an unknown command succeeded")
+	for name, in := range map[string]string{
+		"a name that is not there": "fly()", "a syntax error": "def (", "a fault after others": "print(1)\nfail('no')",
+	} {
+		if out, err := ask(in); err == nil {
+			t.Errorf("%s succeeded: %s", name, out)
+		}
 	}
-	if _, err := ask("", "drain"); err != nil {
-		t.Error(err)
+	if out, err := ask("", "drain('enough')"); err != nil || out != "draining\n" {
+		t.Errorf("drain: %v\n%s", err, out)
 	}
 	if code := p.exit(t); code != 0 {
 		t.Errorf("exit code = %d, want 0", code)
 	}
-	if _, err := ask("", "status"); err == nil {
+	if _, err := ask("status()"); err == nil {
 		t.Error("shell found a bot that has ended")
 	}
 }

@@ -1,14 +1,11 @@
 package botcli
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -157,54 +154,6 @@ func reboot(e Env) int {
 		return fail(e, err)
 	}
 	return 0
-}
-
-// shell talks to the bot of this directory: with arguments one command, else
-// lines from standard input.
-func shell(e Env) int {
-	if _, err := openSite(); err != nil {
-		return fail(e, err)
-	}
-	c, err := net.Dial("unix", bot.SocketFile)
-	if err != nil {
-		return fail(e, fmt.Errorf("no bot answers in this directory: %w", err))
-	}
-	defer c.Close()
-	answers := bufio.NewReader(c)
-	if len(e.Args) > 0 {
-		return ask(e, c, answers, strings.Join(e.Args, " "))
-	}
-	in := bufio.NewScanner(e.Stdin)
-	for in.Scan() {
-		if ask(e, c, answers, in.Text()) != 0 {
-			return 1
-		}
-	}
-	return 0
-}
-
-// ask sends a line and prints the answer, which an empty line ends.
-func ask(e Env, c io.Writer, answers *bufio.Reader, line string) int {
-	if _, err := fmt.Fprintln(c, line); err != nil {
-		return fail(e, err)
-	}
-	code := 0
-	for first := true; ; first = false {
-		s, err := answers.ReadString('\n')
-		if s == "\n" {
-			return code
-		}
-		if first && strings.HasPrefix(s, "error:") {
-			code = 1
-		}
-		fmt.Fprint(e.Stdout, s)
-		if err == io.EOF {
-			return code
-		}
-		if err != nil {
-			return fail(e, err)
-		}
-	}
 }
 
 func bootstrapVM(e Env) int {

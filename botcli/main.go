@@ -40,7 +40,8 @@ var commands = []command{
 	{"is_fine", "check that this executable works and reaches its server", isFine},
 	{"setup", "set the machine up without running", setup},
 	{"reboot", "restart the host", reboot},
-	{"shell", "talk to the bot that runs in this directory", shell},
+	{"shell", "a Starlark prompt in the bot that runs in this directory", shell},
+	{"service", "(Windows) keep the bot running for the service manager", runService},
 	{"bootstrap-vm", "prepare a new virtual machine", bootstrapVM},
 }
 

@@ -1,6 +1,7 @@
 package botcli
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -31,9 +32,15 @@ const (
 	envBootstrap  = "SKEP_BOOTSTRAP_TOKEN" // buys the bot one of its own
 	envReboot     = "SKEP_REBOOT"          // "none" = never restart the host
 	envStartAhead = "SKEP_START_AHEAD"     // "0" = start each task's processes only when it comes
+	envIdentity   = "SKEP_BOT_IDENTITY"    // "gce" = show the identity of this Compute Engine VM
+	envMetadata   = "GCE_METADATA_HOST"    // where that is asked for, else metadataHost
+	envService    = "SKEP_SERVICE"         // (internal) a Windows service keeps this bot running
 	envGuard      = "SKEP_GUARD_PID"       // (internal) who watches over the update that this is
 	envLockFD     = "SKEP_LOCK_FD"         // (internal) the lock, kept over an exec
 )
+
+// metadataHost answers on Compute Engine only.
+const metadataHost = "169.254.169.254"
 
 // site is one bot's place: its executable and what it brings.
 type site struct {
@@ -130,6 +137,9 @@ func (s *site) run(e Env, lock *bot.Lock, setUp bool) (int, error) {
 		return 1, nil
 	}
 	b.HandleSignals(ctx)
+	if err := heedService(s.dir, b); err != nil {
+		log.Error("the service cannot stop this bot", "err", err)
+	}
 	if err := b.OpenDoor(ctx); err != nil {
 		log.Warn("skep-bot shell will not find this bot", "err", err)
 	}
@@ -197,6 +207,13 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, set
 		return nil, err
 	}
 	auth := bot.NewAuth(hooks, credential.Token)
+	if os.Getenv(envIdentity) == "gce" {
+		auth.WithVM(bot.NewVMIdentity(cmp.Or(os.Getenv(envMetadata), metadataHost), s.config.Server))
+	}
+	cert, err := bot.OpenClientCert(s.dir)
+	if err != nil {
+		return nil, err
+	}
 	headers := auth.Headers
 	starter := runner.NewStarter(runner.Config{Exe: s.exe, BotDir: s.dir, MinFree: machine.MinFree, Log: log})
 	// Not sooner: what a closed process starts cannot be given a user namespace,
@@ -209,16 +226,18 @@ func (s *site) newBot(ctx context.Context, log *slog.Logger, lock *bot.Lock, set
 	if err != nil {
 		return nil, err
 	}
-	client, err := botapi.NewClient(botapi.Options{
-		Server: s.config.Server, BotID: id, Dir: s.dir, Headers: headers, RootCAs: roots, Log: log,
-	})
+	opt := botapi.Options{Server: s.config.Server, BotID: id, Dir: s.dir, Headers: headers, RootCAs: roots, Log: log}
+	if cert != nil {
+		opt.Certificate = cert.Certificate
+	}
+	client, err := botapi.NewClient(opt)
 	if err != nil {
 		return nil, err
 	}
 	own := <-version
 	code := s.updater(own, client, log)
 	cfg := bot.Config{
-		ID: id, Dir: s.dir, Version: own, Code: code, Credential: credential, Server: s.config.Server, Client: client, Headers: headers,
+		ID: id, Dir: s.dir, Version: own, Code: code, Credential: credential, ClientCert: cert, Server: s.config.Server, Client: client, Headers: headers,
 		RootCAs: []byte(s.config.TLSCA), Machine: machine,
 		Runner:     starter,
 		Hooks:      hooks,

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,4 +66,11 @@ func rolloutTable(w *tableWriter, r *skeppb.Rollout) {
 	}
 	w.row(short(r.NextRelease), short(r.NextVersion), state, r.Since.AsTime().Format(time.RFC3339),
 		fmt.Sprint(r.Waiting), fmt.Sprint(r.Confirmed), fmt.Sprint(r.Crashed), fmt.Sprint(r.Quarantined))
+	for _, bot := range r.CrashedBots {
+		why := "did not come back with the new code"
+		if slices.Contains(r.MismatchedBots, bot) {
+			why = "downloaded other code than it was told to, and did not run it"
+		}
+		w.row("", "", bot+": "+why, "", "", "", "", "")
+	}
 }

@@ -32,7 +32,7 @@ var rules = map[string]rule{
 	"Grant.to": {items: 1000, required: true},
 
 	"SettingsCfg.google_analytics":            {refused: "skep's pages load nothing from elsewhere"},
-	"SettingsCfg.reusable_task_age_secs":      {min: 0, max: 31536000, def: 604800},
+	"SettingsCfg.reusable_task_age_secs":      {refused: "skep runs every task and answers none with an earlier result; take it out"},
 	"SettingsCfg.bot_death_timeout_secs":      {min: 60, max: 86400, def: 600},
 	"SettingsCfg.ui_client_id":                {refused: "skep has tokens, not OAuth"},
 	"SettingsCfg.max_bot_sleep_time":          {min: 1, max: 3600, def: 60},

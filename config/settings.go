@@ -15,16 +15,15 @@ import (
 
 // Settings are what settings.cfg says, with defaults for what it leaves out.
 type Settings struct {
-	ReusableTaskAge time.Duration // how old a result may be that is used again; 0 = none is
-	BotDeath        time.Duration // silence that makes a bot dead
-	MaxBotSleep     time.Duration // longest sleep of a bot that cannot wait
-	RemoveDeadBots  time.Duration // after so long a dead bot is forgotten
-	ForceSleep      bool          // emergency stop: no bot gets a task
-	DisplayURL      string        // URL with one %s for a task's id; ""
-	ViewerServer    string        // URL of a viewer of trees; ""
-	FrameSources    []string      // https URLs that pages may frame
-	ForeignBots     ForeignBots
-	Rollout         Rollout
+	BotDeath       time.Duration // silence that makes a bot dead
+	MaxBotSleep    time.Duration // longest sleep of a bot that cannot wait
+	RemoveDeadBots time.Duration // after so long a dead bot is forgotten
+	ForceSleep     bool          // emergency stop: no bot gets a task
+	DisplayURL     string        // URL with one %s for a task's id; ""
+	ViewerServer   string        // URL of a viewer of trees; ""
+	FrameSources   []string      // https URLs that pages may frame
+	ForeignBots    ForeignBots
+	Rollout        Rollout
 }
 
 // Rollout says how new bot code and hooks reach the fleet.
@@ -74,18 +73,14 @@ func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 func (d *document) settings(m *configpb.SettingsCfg) (s Settings, groups map[string][]string, everywhere grants) {
 	d.check(m.ProtoReflect(), "")
 	s = Settings{
-		ReusableTaskAge: seconds(number(m, "reusable_task_age_secs")),
-		BotDeath:        seconds(number(m, "bot_death_timeout_secs")),
-		MaxBotSleep:     seconds(number(m, "max_bot_sleep_time")),
-		RemoveDeadBots:  time.Duration(number(m, "remove_dead_bots_after_days")) * 24 * time.Hour,
-		ForceSleep:      m.ForceBotsToSleepAndNotRunTask,
-		DisplayURL:      m.DisplayServerUrlTemplate,
-		ViewerServer:    strings.TrimRight(m.Cas.GetViewerServer(), "/"),
-		FrameSources:    m.ExtraChildSrcCspUrl,
-		ForeignBots:     d.foreignBots("foreign_bots", m.ForeignBots, ForeignAllow),
-	}
-	if d.given("reusable_task_age_secs") {
-		s.ReusableTaskAge = seconds(int64(m.ReusableTaskAgeSecs))
+		BotDeath:       seconds(number(m, "bot_death_timeout_secs")),
+		MaxBotSleep:    seconds(number(m, "max_bot_sleep_time")),
+		RemoveDeadBots: time.Duration(number(m, "remove_dead_bots_after_days")) * 24 * time.Hour,
+		ForceSleep:     m.ForceBotsToSleepAndNotRunTask,
+		DisplayURL:     m.DisplayServerUrlTemplate,
+		ViewerServer:   strings.TrimRight(m.Cas.GetViewerServer(), "/"),
+		FrameSources:   m.ExtraChildSrcCspUrl,
+		ForeignBots:    d.foreignBots("foreign_bots", m.ForeignBots, ForeignAllow),
 	}
 	ro := m.GetRollout()
 	if ro == nil {

@@ -165,7 +165,7 @@ ui_client_id: ""`}, []string{
 			"settings.cfg:7: bot_deployment.canary_percent: excludes rollout.canary_percent, which is given too",
 			`settings.cfg:9: group[0].name: "a b" does not match ^[a-zA-Z0-9_-]{1,100}$`,
 			`settings.cfg:9: group[0].member[0]: "x" is not user:NAME or bot:NAME`,
-			"settings.cfg:10: reusable_task_age_secs: is -1, want 0 to 31536000",
+			"settings.cfg:10: reusable_task_age_secs: is not supported: skep runs every task and answers none with an earlier result; take it out",
 		}},
 		{"a text that is too long", Files{"settings.cfg": `display_server_url_template: "https://x/%s` + strings.Repeat("x", maxText) + `"`}, []string{"settings.cfg:1: display_server_url_template: has 4108 bytes, at most 4096 are allowed"}},
 	} {
@@ -189,7 +189,7 @@ var anyOrder = cmp.Transformer("anyOrder", func(in []string) map[string]int {
 
 func TestDefaults(t *testing.T) {
 	want := Settings{
-		ReusableTaskAge: 7 * 24 * time.Hour, BotDeath: 10 * time.Minute, MaxBotSleep: time.Minute, RemoveDeadBots: 28 * 24 * time.Hour,
+		BotDeath: 10 * time.Minute, MaxBotSleep: time.Minute, RemoveDeadBots: 28 * 24 * time.Hour,
 		ForeignBots: ForeignBots{Policy: ForeignAllow},
 		Rollout:     Rollout{CanaryPercent: 10, Probation: time.Minute, MaxCrashes: 3, MaxCrashPercent: 5, Soak: time.Minute},
 	}

@@ -1,7 +1,6 @@
 package health
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -15,65 +14,31 @@ var t0 = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 func TestBreakerHoldsTheManyNotTheFew(t *testing.T) {
 	rule := &Rule{Percent: 20, Window: 10 * time.Minute, MinBots: 5}
 	for _, tc := range []struct {
-		name  string
-		rule  *Rule
-		size  int
-		every time.Duration // between two bots that fall ill
-		ill   int
-		want  int // believed
+		name             string
+		rule             *Rule
+		size, fell, held int
+		want             bool
 	}{
-		{"all of ten at once", rule, 10, 0, 10, 2},
-		{"all of a small pool", rule, 4, 0, 4, 4},
-		{"no rule", nil, 10, 0, 10, 10},
-		{"one after the other, slowly", rule, 10, 6 * time.Minute, 4, 4},
-		{"faster than the window", rule, 10, 4 * time.Minute, 4, 2},
-		{"as many as may", &Rule{Percent: 100, Window: time.Minute, MinBots: 1}, 3, 0, 3, 3},
+		{"the first of ten", rule, 10, 0, 0, false},
+		{"the last of the share", rule, 10, 1, 0, false},
+		{"one more", rule, 10, 2, 0, true},
+		{"a small pool", rule, 4, 4, 0, false},
+		{"no rule", nil, 10, 9, 0, false},
+		{"while others are held", rule, 10, 0, 1, true},
+		{"a share of less than a bot", &Rule{Percent: 5, Window: time.Minute, MinBots: 1}, 10, 0, 0, true},
+		{"all may", &Rule{Percent: 100, Window: time.Minute, MinBots: 1}, 3, 2, 0, false},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			b, got, firsts := NewBreaker(), 0, 0
-			for i := range tc.ill {
-				held, first := b.Judge(t0.Add(time.Duration(i)*tc.every), skep.BotID(fmt.Sprint("b", i)), "p", tc.rule, tc.size, "ill")
-				if !held {
-					got++
-				}
-				if first {
-					firsts++
-				}
-			}
-			if got != tc.want {
-				t.Errorf("%d bots are quarantined, want %d", got, tc.want)
-			}
-			if n := b.HeldBots()["p"].Count; n != tc.ill-tc.want || (firsts == 1) != (n > 0) {
-				t.Errorf("%d held, %d first ones", n, firsts)
-			}
-		})
+		if got := tc.rule.Holds(tc.size, tc.fell, tc.held); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
 	}
 }
 
-func TestBreakerLetsGo(t *testing.T) {
-	rule := &Rule{Percent: 50, Window: time.Minute, MinBots: 1}
-	b := NewBreaker()
-	judge := func(at time.Duration, bot skep.BotID) bool {
-		held, _ := b.Judge(t0.Add(at), bot, "p", rule, 2, "ill")
-		return held
-	}
-	if judge(0, "a") || !judge(0, "b") {
-		t.Fatal("want a believed and b held")
-	}
-	if judge(time.Hour, "a") || !judge(time.Hour, "b") {
-		t.Error("who is ill stays ill, who is held stays held")
-	}
-	b.Well("b")
-	if len(b.HeldBots()) != 0 || judge(2*time.Hour, "b") {
-		t.Error("a bot that was well is counted anew")
-	}
-	b.Sync(nil, t0)
-	if b.Busy() {
-		t.Error("bots that are no more are remembered")
-	}
-	b.Sync([]Bot{{ID: "c", Pools: []string{"p"}, Ill: true}}, t0)
-	if !judge(time.Second, "d") {
-		t.Error("what other servers let fall ill does not count")
+func TestHeldPools(t *testing.T) {
+	got := HeldPools([]Held{{"b", "p", "later", t0.Add(time.Second)}, {"c", "p", "first", t0}, {"a", "q", "x", t0}})
+	want := map[string]HeldPool{"p": {2, "c", "first", t0}, "q": {1, "a", "x", t0}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -47,7 +47,7 @@ func (k *Keeper) Expected(ctx context.Context, c Contact) (digest string, err er
 		running = own.Release
 	}
 	if seen.release != running {
-		seen.release, seen.tasks, seen.failed = running, 0, 0
+		*seen = botSeen{release: running}
 	}
 	seen.ill, seen.at = c.Ill, k.o.Now()
 	said, next := k.told[c.Bot], k.state.Next
@@ -91,6 +91,22 @@ func (k *Keeper) settle(ctx context.Context, bot skep.BotID, release, result str
 	return k.o.Store.Update(ctx, func(tx *store.Tx) error { return tx.SettleBot(bot, release, result) })
 }
 
+// Mismatched notes that what a bot downloaded had another digest than it was
+// told. It counts as crashed, until it polls with the new code all the same.
+func (k *Keeper) Mismatched(ctx context.Context, bot skep.BotID) error {
+	k.mu.Lock()
+	said, next := k.told[bot], k.state.Next
+	rolls := next != "" && k.state.Halted == "" && said.digest != "" && said.result == ""
+	if rolls {
+		k.told[bot] = telling{said.digest, resultOther}
+	}
+	k.mu.Unlock()
+	if !rolls {
+		return nil
+	}
+	return k.settle(ctx, bot, next, resultOther)
+}
+
 // Ended notes the end of a task on a bot; failed, that a fault of the bot
 // ended it.
 func (k *Keeper) Ended(bot skep.BotID, failed bool) {
@@ -132,6 +148,9 @@ func (k *Keeper) look(ctx context.Context) error {
 	if s.Next == "" || s.Halted != "" {
 		return nil
 	}
+	if err := k.note(ctx, s.Next); err != nil {
+		return err
+	}
 	c, err := k.count(ctx, s.Next)
 	if err != nil {
 		return err
@@ -140,12 +159,50 @@ func (k *Keeper) look(ctx context.Context) error {
 	if Plan(now, s, c, set).Rev == s.Rev {
 		return nil
 	}
-	return k.change(ctx, func(stored State) State {
+	return k.change(ctx, func(_ *store.Tx, stored State) (State, error) {
 		if stored.Rev != s.Rev {
-			return stored
+			return stored, nil
 		}
-		return Plan(now, stored, c, set)
+		return Plan(now, stored, c, set), nil
 	})
+}
+
+// note adds to the store what this server heard of bots with the next release
+// since the last time: other servers hear other bots, or other polls of them.
+func (k *Keeper) note(ctx context.Context, next string) error {
+	var news []store.RolloutBot
+	k.mu.Lock()
+	for id, s := range k.known {
+		if s.release == next && (!s.noted || s.tasks != s.notedTasks || s.failed != s.notedFailed || s.ill != s.notedIll) {
+			news = append(news, store.RolloutBot{Bot: id, Release: next, Tasks: s.tasks - s.notedTasks, Failed: s.failed - s.notedFailed, Ill: s.ill})
+		}
+	}
+	k.mu.Unlock()
+	if len(news) == 0 {
+		return nil
+	}
+	slices.SortFunc(news, func(a, b store.RolloutBot) int { return strings.Compare(string(a.Bot), string(b.Bot)) })
+	err := k.o.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, b := range news {
+			if err := tx.AddRolloutTasks(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, b := range news {
+		if s := k.known[b.Bot]; s != nil && s.release == next {
+			s.noted, s.notedIll = true, b.Ill
+			s.notedTasks += b.Tasks
+			s.notedFailed += b.Failed
+		}
+	}
+	return nil
 }
 
 // count looks how the bots of a rollout are and gives up on those that are
@@ -174,6 +231,10 @@ func (k *Keeper) count(ctx context.Context, next string) (c Counts, err error) {
 		case b.Result == resultOK:
 			c.Confirmed++
 			confirmed[b.Bot] = true
+			c.Tasks, c.Failed = c.Tasks+b.Tasks, c.Failed+b.Failed
+			if b.Ill {
+				c.Ill++
+			}
 		default:
 			c.Crashed++
 		}
@@ -186,11 +247,7 @@ func (k *Keeper) count(ctx context.Context, next string) (c Counts, err error) {
 			lowest, c.Lowest = n, id
 		}
 		if confirmed[id] && s.release == next {
-			c.Tasks, c.Failed = c.Tasks+s.tasks, c.Failed+s.failed
-			if s.ill {
-				c.Ill++
-			}
-			continue
+			continue // counted above, by all servers
 		}
 		c.Others++
 		c.OthersTasks, c.OthersFailed = c.OthersTasks+s.tasks, c.OthersFailed+s.failed
@@ -220,6 +277,7 @@ type Status struct {
 	State
 	Counts
 	Crashes []skep.BotID // that did not come back with the new code
+	Others  []skep.BotID // those of them that got other code than they were told
 }
 
 // Status returns how the rollout goes.
@@ -239,11 +297,15 @@ func (k *Keeper) Status(ctx context.Context) (Status, error) {
 	}
 	bots, err := k.o.Store.RolloutBots(ctx, st.Next)
 	for _, b := range bots {
-		if b.Result == resultLost {
+		if b.Result == resultLost || b.Result == resultOther {
 			st.Crashes = append(st.Crashes, b.Bot)
+		}
+		if b.Result == resultOther {
+			st.Others = append(st.Others, b.Bot)
 		}
 	}
 	slices.Sort(st.Crashes)
+	slices.Sort(st.Others)
 	return st, err
 }
 
@@ -270,16 +332,9 @@ func (k *Keeper) Resume(ctx context.Context) error {
 }
 
 func (k *Keeper) steer(ctx context.Context, edit func(*State) error) error {
-	var refused error
-	err := k.change(ctx, func(s State) State {
-		was := s.Rev
-		if refused = edit(&s); refused == nil {
-			s.Rev = was + 1
-		}
-		return s
+	return k.change(ctx, func(_ *store.Tx, s State) (State, error) {
+		err := edit(&s)
+		s.Rev++
+		return s, err
 	})
-	if err != nil {
-		return err
-	}
-	return refused
 }

@@ -3,6 +3,7 @@ package rollout
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -22,6 +23,7 @@ const (
 	maxBuilds    = 64          // kept composed
 	resultOK     = "confirmed"
 	resultLost   = "crashed"
+	resultOther  = "mismatch" // it downloaded something else than it was told
 )
 
 // Options of New.
@@ -64,6 +66,12 @@ type botSeen struct {
 	ill           bool
 	at            time.Time
 	tasks, failed int // since release changed
+
+	// What of that the store has, for bots with the release that is rolled out.
+	noted       bool
+	notedTasks  int
+	notedFailed int
+	notedIll    bool
 }
 
 // telling is what a bot was told to run, and what came of it.
@@ -154,7 +162,7 @@ func (k *Keeper) adopt(s State) {
 }
 
 // change applies edit to the stored state. edit may run twice.
-func (k *Keeper) change(ctx context.Context, edit func(State) State) error {
+func (k *Keeper) change(ctx context.Context, edit func(*store.Tx, State) (State, error)) error {
 	var now State
 	err := k.o.Store.Update(ctx, func(tx *store.Tx) error {
 		text, err := tx.LockMeta(metaKey)
@@ -167,9 +175,8 @@ func (k *Keeper) change(ctx context.Context, edit func(State) State) error {
 				return fmt.Errorf("stored rollout: %w", err)
 			}
 		}
-		now = edit(s)
-		if now.Rev == s.Rev {
-			return nil
+		if now, err = edit(tx, s); err != nil || now.Rev == s.Rev {
+			return err
 		}
 		if now.Next != s.Next || s.Halted != "" && now.Halted == "" {
 			if err := tx.ForgetRollout(""); err != nil {
@@ -199,55 +206,80 @@ func (k *Keeper) change(ctx context.Context, edit func(State) State) error {
 // parts. A release that the fleet never had begins to roll. changed says that
 // an operator made it just now, so that one which the fleet had before rolls
 // too.
+//
+// The release, its parts, what the fleet shall run, and what may be forgotten
+// for it are one change: another server never forgets a part between them.
 func (k *Keeper) Offer(ctx context.Context, r *Release, part func(hash string) ([]byte, error), changed bool) error {
 	id := r.ID()
-	var hashes []string
-	for _, h := range r.Exes {
-		hashes = append(hashes, h)
-	}
-	for _, h := range r.Files {
-		hashes = append(hashes, h)
-	}
-	for _, h := range hashes {
-		if err := k.keepPart(ctx, h, part); err != nil {
-			return fmt.Errorf("keep the bot code: %w", err)
-		}
-	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	var fresh bool
-	err = k.o.Store.Update(ctx, func(tx *store.Tx) (err error) {
-		fresh, err = tx.AddRelease(id, string(text))
-		return err
-	})
-	if err != nil {
+	packed := map[string][]byte{}
+	pack := func(all bool) error {
+		for _, h := range r.parts() {
+			found, err := k.o.Store.HasPart(ctx, h)
+			if err == nil && (all || !found) && packed[h] == nil {
+				packed[h], err = packPart(h, part)
+			}
+			if err != nil {
+				return fmt.Errorf("keep the bot code: %w", err)
+			}
+		}
+		return nil
+	}
+	offer := func(tx *store.Tx, s State) (State, error) {
+		for _, h := range r.parts() {
+			found, err := tx.HasPart(ctx, h)
+			switch {
+			case err != nil:
+				return s, err
+			case found:
+			case packed[h] == nil:
+				return s, errForgotten
+			default:
+				if err := tx.AddPart(h, packed[h]); err != nil {
+					return s, err
+				}
+			}
+		}
+		fresh, err := tx.AddRelease(id, string(text))
+		if err != nil {
+			return s, err
+		}
+		s = Offered(k.o.Now(), s, id, fresh || changed)
+		return s, prune(ctx, tx, s, id)
+	}
+	if err := pack(false); err != nil {
 		return err
 	}
-	if err := k.change(ctx, func(s State) State { return Offered(k.o.Now(), s, id, fresh || changed) }); err != nil {
-		return err
+	err = k.change(ctx, offer)
+	if errors.Is(err, errForgotten) { // since we looked
+		if err := pack(true); err != nil {
+			return err
+		}
+		err = k.change(ctx, offer)
 	}
-	return k.prune(ctx)
+	return err
 }
 
-func (k *Keeper) keepPart(ctx context.Context, h string, part func(hash string) ([]byte, error)) error {
-	if _, found, err := k.o.Store.Part(ctx, h); err != nil || found {
-		return err
-	}
+// errForgotten says that a part which was there is not any more.
+var errForgotten = errors.New("a part of the bot code was forgotten")
+
+// packPart reads a part and packs it for the store.
+func packPart(h string, part func(hash string) ([]byte, error)) ([]byte, error) {
 	data, err := part(h)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if hash(data) != h {
-		return fmt.Errorf("a part changed while it was read: %s", h)
+		return nil, fmt.Errorf("a part changed while it was read: %s", h)
 	}
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	small := z.EncodeAll(data, nil)
-	return k.o.Store.Update(ctx, func(tx *store.Tx) error { return tx.AddPart(h, small) })
+	return z.EncodeAll(data, nil), nil
 }
 
 // maxPart bounds a part when it is unpacked.
@@ -273,41 +305,40 @@ func (k *Keeper) part(ctx context.Context, h string) ([]byte, error) {
 	return data, nil
 }
 
-// prune forgets old releases.
-func (k *Keeper) prune(ctx context.Context) error {
-	ids, err := k.o.Store.Releases(ctx)
+// prune forgets old releases, but not those that s names and not offered.
+func prune(ctx context.Context, tx *store.Tx, s State, offered string) error {
+	ids, err := tx.Releases(ctx)
 	if err != nil {
 		return err
 	}
-	k.mu.Lock()
-	s := k.state
-	k.mu.Unlock()
-	ids = slices.DeleteFunc(ids, func(id string) bool { return id == s.Stable || id == s.Next })
+	used := []string{s.Stable, s.Next, offered}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(used, id) })
 	if len(ids) <= keptReleases {
 		return nil
 	}
-	old := ids[keptReleases:]
 	keep := map[string]bool{}
-	for _, id := range append(slices.Clone(ids[:keptReleases]), s.Stable, s.Next) {
-		r, err := k.release(ctx, id)
+	for _, id := range append(slices.Clone(ids[:keptReleases]), used...) {
+		text, err := tx.ReleaseText(ctx, id)
 		if err != nil {
+			return err
+		}
+		if text == "" {
 			continue
 		}
-		for _, h := range r.Exes {
-			keep[h] = true
+		var r Release
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			return fmt.Errorf("stored release: %w", err)
 		}
-		for _, h := range r.Files {
+		for _, h := range r.parts() {
 			keep[h] = true
 		}
 	}
-	return k.o.Store.Update(ctx, func(tx *store.Tx) error {
-		for _, id := range old {
-			if err := tx.DropRelease(id); err != nil {
-				return err
-			}
+	for _, id := range ids[keptReleases:] {
+		if err := tx.DropRelease(id); err != nil {
+			return err
 		}
-		return tx.DropParts(keep)
-	})
+	}
+	return tx.DropParts(keep)
 }
 
 func (k *Keeper) release(ctx context.Context, id string) (*Release, error) {
@@ -317,7 +348,7 @@ func (k *Keeper) release(ctx context.Context, id string) (*Release, error) {
 	if r != nil {
 		return r, nil
 	}
-	text, err := k.o.Store.Release(ctx, id)
+	text, err := k.o.Store.ReleaseText(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/skepdev/skep"
@@ -36,6 +38,13 @@ func (r *Release) ID() string {
 		panic(err) // it holds texts only
 	}
 	return hash(b)
+}
+
+// parts are the hashes of all that it is made of, each once, in order.
+func (r *Release) parts() []string {
+	all := slices.AppendSeq(slices.Collect(maps.Values(r.Exes)), maps.Values(r.Files))
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func hash(b []byte) string {

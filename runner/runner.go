@@ -62,6 +62,8 @@ type Job struct {
 	BotID       string            // who calls; used where the manifest names nobody
 	Session     string            // session token
 	Headers     map[string]string // authentication headers of the task's calls
+	ClientCert  []byte            // PEM, shown in TLS with ClientKey by the task's calls; nil = none
+	ClientKey   []byte            // PEM
 	RootCAs     []byte            // PEM, beside the system's roots; nil = the system's only
 	CostUSDHour float64
 	ReceivedAt  time.Time         // when the manifest came; zero = now

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,10 +165,20 @@ func (r *taskRunner) connect() error {
 	if botID == "" {
 		botID = r.BotID
 	}
-	c, err := botapi.NewClient(botapi.Options{
+	opt := botapi.Options{
 		Server: taskServer(r.manifest.Host, r.Server), BotID: botID, Dir: r.CookieDir, RootCAs: pool(r.RootCAs), Log: r.log,
 		Headers: r.authHeaders,
-	})
+	}
+	if len(r.ClientCert) > 0 {
+		opt.Certificate = func() (*tls.Certificate, error) {
+			pair, err := tls.X509KeyPair(r.ClientCert, r.ClientKey)
+			if err != nil {
+				return nil, errors.New("the bot's client certificate cannot be used")
+			}
+			return &pair, nil
+		}
+	}
+	c, err := botapi.NewClient(opt)
 	if err != nil {
 		return err
 	}

@@ -73,15 +73,17 @@ func (s *Scheduler) match(ctx context.Context) {
 		}
 		for _, m := range pairs {
 			// An earlier poll of the bot may have got a task since this one came in.
-			// Then this poll gets nothing, and the next one tells what became of it.
-			if !free[m.waiter.bot.ID] {
+			// Then this poll gets nothing, and the next one tells what became of it. So
+			// does one whose bot another server told to drain while it waited here.
+			bot, ok := free[m.waiter.bot.ID]
+			if !ok || bot.Ill && !m.waiter.ill {
 				claims[m.waiter] = Command{}
 				continue
 			}
 			if claims[m.waiter], err = s.claim(ctx, tx, m.task, reqs[m.task.ID], m.waiter); err != nil {
 				return err
 			}
-			free[m.waiter.bot.ID] = false
+			delete(free, m.waiter.bot.ID)
 			left[m.task.Queue]--
 		}
 		for _, q := range r.queues {

@@ -58,6 +58,11 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 			return err
 		}
 		n := *b
+		orders, err := tx.OthersOrders(b.ID)
+		if err != nil {
+			return err
+		}
+		Obey(&n, orders)
 		n.LastSeen, n.FirstSeen, n.Dead, n.Terminated = tx.Now, tx.Now, false, 0
 		if old != nil {
 			n.FirstSeen = old.FirstSeen
@@ -126,6 +131,7 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 	s.fleet.put(saved)
 	if !handshake {
 		b.Dimensions, b.DimensionsKey, b.IdleSince = saved.Dimensions, saved.DimensionsKey, saved.IdleSince
+		b.Quarantined, b.Maintenance = saved.Quarantined, saved.Maintenance
 	}
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)

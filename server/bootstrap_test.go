@@ -74,8 +74,9 @@ func TestBootstrapPlist(t *testing.T) {
 func TestBootstrapWindows(t *testing.T) {
 	text := bootstrapScript(t, "bootstrap.ps1", quotePS)
 	for _, want := range []string{
-		"$create = \"sc.exe create skep-bot binPath= '$run' start= auto\"",
-		"sc.exe create skep-bot binPath= $run start= auto",
+		"$create = \"sc.exe create skep-bot binPath= '$serve' start= auto\"",
+		"$serve = \"`\"$exe`\" service\"",
+		"sc.exe create skep-bot binPath= $serve start= auto",
 		"$run = \"`\"$exe`\" start_slave\"",
 		"'amd64' = '" + strings.Repeat("a", 64) + "'",
 	} {

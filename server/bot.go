@@ -215,7 +215,9 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	pools := ru.poolsOf(sp.id, b.Dimensions)
-	s.judge(ru, b, &st, pools, b.Quarantined)
+	if err := s.judge(r.Context(), ru, b, &st, pools, b.Quarantined); err != nil {
+		return err
+	}
 	scheduler.Obey(b, s.fleet.ordersOf(sp.id))
 	b.State = handshaking(b.State, b.Dimensions)
 	b.Dimensions = ru.force(sp.id, skep.Dimensions{"id": {string(sp.id)}})
@@ -308,7 +310,9 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	update := want != "" && want != b.Version
 	restart := sp.bound && sp.session.shake != ru.shake(sp.id, pools)
 	ends := b.Maintenance != "" // by itself
-	s.judge(ru, b, &st, pools, said)
+	if err := s.judge(r.Context(), ru, b, &st, pools, said); err != nil {
+		return err
+	}
 	scheduler.Obey(b, s.fleet.ordersOf(sp.id))
 	tired := s.tired(ru, b, &st, pools)
 	if !sp.bound {
@@ -448,7 +452,11 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	b, _ := s.describe(r, sp.id, &req.Attributes)
 	b.SessionID = sp.session.process
-	s.metrics.event(req.Event, req.Message)
+	if s.metrics.event(req.Event, req.Message) && s.o.Code != nil {
+		if err := s.o.Code.Mismatched(r.Context(), sp.id); err != nil {
+			return err
+		}
+	}
 	if req.Event == botapi.EventError {
 		s.log.WarnContext(r.Context(), "bot error", "bot", string(sp.id), "message", clip(req.Message, 4096))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,12 +26,12 @@ const (
 // fleetHealth is what this server knows of the fleet as a whole: who was told
 // what, who falls ill, who is missing.
 type fleetHealth struct {
-	s       *Server
-	breaker *health.Breaker
-	orders  atomic.Pointer[map[skep.BotID]*store.Orders]
-	view    atomic.Pointer[fleetView]
-	tripped chan string // pools whose breaker opened
-	up      time.Time   // since when this server could hear a bot
+	s      *Server
+	ill    *illnesses
+	orders atomic.Pointer[map[skep.BotID]*store.Orders]
+	view   atomic.Pointer[fleetView]
+	up     time.Time       // since when this server could hear a bot
+	halted map[string]bool // pools whose open breaker was told; of Run alone
 
 	mu     sync.Mutex
 	wanted map[skep.BotID]time.Time // since when a bot is expected
@@ -48,10 +49,13 @@ type fleetView struct {
 
 func newFleetHealth(ctx context.Context, s *Server) (*fleetHealth, error) {
 	f := &fleetHealth{
-		s: s, breaker: health.NewBreaker(), tripped: make(chan string, 16), up: s.o.Now(),
+		s: s, ill: newIllnesses(s), up: s.o.Now(), halted: map[string]bool{},
 		wanted: map[skep.BotID]time.Time{}, pools: map[int64][]string{}, told: map[skep.BotID]time.Time{},
 	}
 	f.view.Store(&fleetView{sizes: map[string]int{}})
+	if err := f.ill.read(ctx); err != nil {
+		return nil, err
+	}
 	return f, f.readOrders(ctx)
 }
 
@@ -69,7 +73,13 @@ func (f *fleetHealth) readOrders(ctx context.Context) error {
 	for _, o := range all {
 		m[o.Bot] = o
 	}
-	f.orders.Store(&m)
+	if old := f.orders.Swap(&m); old != nil {
+		for id, o := range m { // another server may have taken it: a poll that waits here asks anew
+			if was := (*old)[id]; was == nil || !reflect.DeepEqual(was, o) {
+				f.s.sched.Wake(id)
+			}
+		}
+	}
 	return nil
 }
 
@@ -79,7 +89,7 @@ func (s *Server) Run(ctx context.Context) error {
 	orders, look := time.NewTicker(ordersEvery), time.NewTicker(s.o.LookEvery)
 	defer orders.Stop()
 	defer look.Stop()
-	f.try(ctx, func(ctx context.Context) error { return f.look(ctx, true) })
+	f.try(ctx, f.look)
 	for {
 		select {
 		case <-ctx.Done():
@@ -87,10 +97,9 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-orders.C:
 			f.try(ctx, f.readOrders)
 			f.try(ctx, f.enforce)
+			f.try(ctx, f.readIllnesses)
 		case <-look.C:
-			f.try(ctx, func(ctx context.Context) error { return f.look(ctx, false) })
-		case pool := <-f.tripped:
-			f.try(ctx, func(ctx context.Context) error { return f.holdRollout(ctx, pool) })
+			f.try(ctx, f.look)
 		}
 	}
 }
@@ -124,9 +133,8 @@ func (f *fleetHealth) enforce(ctx context.Context) error {
 	return nil
 }
 
-// look reads how all bots are. first: nobody is counted as having fallen ill
-// just now.
-func (f *fleetHealth) look(ctx context.Context, first bool) error {
+// look reads how all bots are.
+func (f *fleetHealth) look(ctx context.Context) error {
 	briefs, err := f.s.store.BotBriefs(ctx)
 	if err != nil {
 		return err
@@ -148,11 +156,13 @@ func (f *fleetHealth) look(ctx context.Context, first bool) error {
 			}
 		}
 	}
-	at := now
-	if first {
-		at = time.Time{}
+	known := make(map[skep.BotID]bool, len(briefs))
+	for i := range briefs {
+		known[briefs[i].ID] = true
 	}
-	f.breaker.Sync(v.bots, at)
+	if err := f.ill.prune(ctx, known); err != nil {
+		return err
+	}
 	if v.alarms, err = f.alarms(ctx, ru, v); err != nil {
 		return err
 	}
@@ -199,7 +209,7 @@ func (f *fleetHealth) poolsOf(ctx context.Context, ru *Rules, b *store.BotBrief)
 // alarms returns what somebody should look at, at most maxAlarms.
 func (f *fleetHealth) alarms(ctx context.Context, ru *Rules, v *fleetView) ([]health.Alarm, error) {
 	out := f.missing(ru, v)
-	for pool, p := range f.breaker.HeldBots() {
+	for pool, p := range f.ill.held() {
 		out = append(out, health.Alarm{Kind: health.CircuitBreaker, Pool: pool, Since: p.Since, Text: fmt.Sprintf(
 			"%d more bots of pool %s would be quarantined than its circuit breaker lets; they go on getting tasks. Look at what changed, or quarantine them by hand. %s says: %.500s",
 			p.Count, pool, p.Example, p.Why)})
@@ -240,13 +250,16 @@ func (f *fleetHealth) missing(ru *Rules, v *fleetView) []health.Alarm {
 // judge holds a bot's quarantine when too many of its pool fall ill at once.
 // said is why the bot itself says that it is ill; what the server found against
 // it stays.
-func (s *Server) judge(ru *Rules, b *skep.Bot, st *botState, pools []string, said string) {
+func (s *Server) judge(ctx context.Context, ru *Rules, b *skep.Bot, st *botState, pools []string, said string) error {
 	f := s.fleet
-	if said == "" || st.broken {
-		if f.breaker.Busy() && said == "" {
-			f.breaker.Well(b.ID)
+	if said == "" {
+		if st.broken {
+			return nil
 		}
-		return
+		return f.ill.well(ctx, b.ID)
+	}
+	if st.broken {
+		return nil
 	}
 	pool := ""
 	var rule *health.Rule
@@ -258,24 +271,42 @@ func (s *Server) judge(ru *Rules, b *skep.Bot, st *botState, pools []string, sai
 			}
 		}
 	}
-	held, first := f.breaker.Judge(s.o.Now(), b.ID, pool, rule, f.view.Load().sizes[pool], said)
-	if !held {
-		return
+	held, err := f.ill.judge(ctx, b.ID, pool, rule, f.view.Load().sizes[pool], said)
+	if err != nil || !held {
+		return err
 	}
 	b.Quarantined = b.Quarantined[len(said):]
 	if b.Quarantined != "" {
 		b.Quarantined = b.Quarantined[1:] // the line break
 	}
-	if first {
-		s.log.Error("circuit breaker: too many bots fall ill at once; they go on getting tasks", "pool", pool, "bot", string(b.ID), "message", clip(said, 500))
-		select {
-		case f.tripped <- pool:
-		default:
-		}
-	}
+	return nil
 }
 
-// holdRollout halts what is being rolled out: it may be why bots fall ill.
+// readIllnesses looks whether a breaker opened, at whichever server, and then
+// halts what is being rolled out: it may be why bots fall ill.
+func (f *fleetHealth) readIllnesses(ctx context.Context) error {
+	if err := f.ill.read(ctx); err != nil {
+		return err
+	}
+	held := f.ill.held()
+	for pool := range f.halted {
+		if _, ok := held[pool]; !ok {
+			delete(f.halted, pool)
+		}
+	}
+	for pool, h := range held {
+		if f.halted[pool] {
+			continue
+		}
+		f.s.log.ErrorContext(ctx, "circuit breaker: too many bots fall ill at once; they go on getting tasks", "pool", pool, "bot", string(h.Example), "message", clip(h.Why, 500))
+		if err := f.holdRollout(ctx, pool); err != nil {
+			return err
+		}
+		f.halted[pool] = true
+	}
+	return nil
+}
+
 func (f *fleetHealth) holdRollout(ctx context.Context, pool string) error {
 	if f.s.o.Code != nil {
 		st, err := f.s.o.Code.Status(ctx)
@@ -288,5 +319,5 @@ func (f *fleetHealth) holdRollout(ctx context.Context, pool string) error {
 			}
 		}
 	}
-	return f.look(ctx, false) // for the alarm
+	return f.look(ctx) // for the alarm
 }

@@ -72,12 +72,15 @@ func newMetrics(s *Server) *metrics {
 	return m
 }
 
-// event counts what a bot reports.
-func (m *metrics) event(kind, text string) {
+// event counts what a bot reports, and reports whether that was other code
+// than it was told to run.
+func (m *metrics) event(kind, text string) (mismatch bool) {
 	m.events[kind].Add(1)
-	if strings.Contains(text, "it is not run") && strings.Contains(text, "digest") {
+	mismatch = strings.Contains(text, "it is not run") && strings.Contains(text, "digest")
+	if mismatch {
 		m.mismatches.Add(1)
 	}
+	return mismatch
 }
 
 // serveMetrics answers who may scrape: a token of scope admin, or the one of
@@ -287,7 +290,7 @@ func (m *metrics) collectFleet(gauge func(*prometheus.Desc, float64, ...string))
 		gauge(mAlarms, float64(n), k[0], k[1])
 	}
 	held := map[string]int{}
-	for pool, h := range m.s.fleet.breaker.HeldBots() {
+	for pool, h := range m.s.fleet.ill.held() {
 		held[names.of(pool)] += h.Count
 	}
 	for pool, n := range held {

@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 	if _, err := f.client.TerminateBot(t.Context(), &pb.TerminateRequest{BotId: "b1"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := srv.fleet.look(t.Context(), true); err != nil {
+	if err := srv.fleet.look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	status, body := scrape(t, f.url, "")

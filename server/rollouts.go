@@ -64,6 +64,9 @@ func (s *Server) rolloutNow(ctx context.Context) (*skeppb.Rollout, error) {
 	for _, b := range st.Crashes {
 		out.CrashedBots = append(out.CrashedBots, string(b))
 	}
+	for _, b := range st.Others {
+		out.MismatchedBots = append(out.MismatchedBots, string(b))
+	}
 	p := rollout.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH}
 	out.StableVersion = s.o.Code.Version(ctx, st.Stable, p)
 	out.NextVersion = s.o.Code.Version(ctx, st.Next, p)

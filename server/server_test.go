@@ -31,7 +31,12 @@ type fleet struct {
 // start brings up a server without a listener. It runs until the test ends.
 func start(t testing.TB, change func(*Options)) (*Server, *store.Store) {
 	t.Helper()
-	st, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "skep.db"), store.Options{})
+	return startOn(t, filepath.Join(t.TempDir(), "skep.db"), change)
+}
+
+func startOn(t testing.TB, dsn string, change func(*Options)) (*Server, *store.Store) {
+	t.Helper()
+	st, err := store.Open(t.Context(), dsn, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +77,12 @@ func handler(t testing.TB) *Server {
 // serve starts a server on a loopback port.
 func serve(t *testing.T, change func(*Options)) *fleet {
 	t.Helper()
-	srv, st := start(t, change)
+	return serveOn(t, filepath.Join(t.TempDir(), "skep.db"), change)
+}
+
+func serveOn(t *testing.T, dsn string, change func(*Options)) *fleet {
+	t.Helper()
+	srv, st := startOn(t, dsn, change)
 	hs := httptest.NewServer(srv)
 	t.Cleanup(func() {
 		srv.Drain()

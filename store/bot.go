@@ -174,10 +174,15 @@ func contentID(texts ...string) int64 {
 	return int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
 }
 
+// Free says of a bot that it runs nothing.
+type Free struct {
+	Ill bool // its record says quarantine or maintenance
+}
+
 // FreeBots returns which of the bots run nothing, and on PostgreSQL keeps
 // other servers from giving them something. It is for one caller at a time.
-func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
-	free := make(map[skep.BotID]bool, len(ids))
+func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]Free, error) {
+	free := make(map[skep.BotID]Free, len(ids))
 	if len(ids) == 0 {
 		return free, nil
 	}
@@ -186,7 +191,9 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 		// On SQLite what is at hand is what was committed last. Since then only
 		// another claim could have given the bot a task, and they are made one by one.
 		if l, found := tx.known.get(id); found && tx.d == sqlite {
-			free[id] = l.Task == 0
+			if l.Task == 0 {
+				free[id] = Free{l.Quarantined != "" || l.Maintenance != ""}
+			}
 		} else {
 			args = append(args, string(id))
 		}
@@ -195,7 +202,7 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 		return free, nil
 	}
 	args = padded(args)
-	query := `SELECT b.id FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`
+	query := `SELECT b.id, CASE WHEN b.quarantined <> '' OR b.maintenance <> '' THEN 1 ELSE 0 END FROM bots b WHERE b.task = 0 AND b.id IN (` + marks(len(args)) + `)`
 	if tx.d == postgres {
 		query += ` ORDER BY b.id FOR UPDATE`
 	}
@@ -206,10 +213,11 @@ func (tx *Tx) FreeBots(ids []skep.BotID) (map[skep.BotID]bool, error) {
 	defer rows.Close()
 	for rows.Next() {
 		var id skep.BotID
-		if err := rows.Scan(&id); tx.note(err) != nil {
+		var f Free
+		if err := rows.Scan(&id, flag{&f.Ill}); tx.note(err) != nil {
 			return nil, fmt.Errorf("read free bots: %w", err)
 		}
-		free[id] = true
+		free[id] = f
 	}
 	return free, tx.note(rows.Err())
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/internal/pgtest"
 )
 
 // A database whose tables are not those of this program is refused at start:
@@ -28,7 +29,7 @@ func TestOtherSchemaIsRefused(t *testing.T) {
 					return p, "sqlite", p
 				},
 				"postgres": func(t *testing.T) (string, string, string) {
-					d := postgresDSN(t)
+					d := pgtest.DSN(t)
 					return d, "pgx", d
 				},
 			} {

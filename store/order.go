@@ -66,6 +66,15 @@ func (tx *Tx) LockOrders(bot skep.BotID) (*Orders, error) {
 	return o, nil
 }
 
+// OthersOrders returns a bot's orders where another server may have taken one
+// that this one has not read yet; nil elsewhere. LockBot must have come before.
+func (tx *Tx) OthersOrders(bot skep.BotID) (*Orders, error) {
+	if tx.d == sqlite {
+		return nil, nil //nolint:nilnil // there is no other server
+	}
+	return tx.LockOrders(bot)
+}
+
 // SaveOrders writes a bot's orders; none deletes them.
 func (tx *Tx) SaveOrders(o *Orders) error {
 	if o.None() {

@@ -26,6 +26,16 @@ func (r reads) Part(ctx context.Context, hash string) (data []byte, found bool, 
 	return data, found, nil
 }
 
+// HasPart reports whether a part of bot code is kept.
+func (r reads) HasPart(ctx context.Context, hash string) (bool, error) {
+	var one int
+	found, err := r.q.row(ctx, `SELECT 1 FROM bot_code_parts WHERE hash = $1`, []any{hash}, &one)
+	if err != nil {
+		return false, fmt.Errorf("look for part of bot code: %w", err)
+	}
+	return found, nil
+}
+
 // AddRelease keeps a release and reports whether it is a new one.
 func (tx *Tx) AddRelease(id, parts string) (fresh bool, err error) {
 	n, err := tx.exec(`INSERT INTO bot_releases (id, parts, made_us) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, id, parts, micros(tx.Now))
@@ -35,8 +45,8 @@ func (tx *Tx) AddRelease(id, parts string) (fresh bool, err error) {
 	return n > 0, nil
 }
 
-// Release returns the parts of a release, "" for an unknown one.
-func (r reads) Release(ctx context.Context, id string) (parts string, err error) {
+// ReleaseText returns the parts of a release, "" for an unknown one.
+func (r reads) ReleaseText(ctx context.Context, id string) (parts string, err error) {
 	if _, err := r.q.row(ctx, `SELECT parts FROM bot_releases WHERE id = $1`, []any{id}, &parts); err != nil {
 		return "", fmt.Errorf("read release of bot code: %w", err)
 	}
@@ -106,13 +116,17 @@ type RolloutBot struct {
 	Digest  string // of the code that it should run
 	Told    time.Time
 	Result  string // "" = not back yet
+
+	Tasks, Failed int  // ended on it since; of those, by its own fault
+	Ill           bool // it is in quarantine
 }
 
 // TellBot notes that a bot was told to update. A bot that was told already
 // keeps its time, and its result.
 func (tx *Tx) TellBot(b RolloutBot) error {
 	err := tx.write(`INSERT INTO rollout_bots (bot, release, digest, told_us, result) VALUES ($1,$2,$3,$4,'')
-		ON CONFLICT (bot) DO UPDATE SET release = excluded.release, digest = excluded.digest, told_us = excluded.told_us, result = ''
+		ON CONFLICT (bot) DO UPDATE SET release = excluded.release, digest = excluded.digest, told_us = excluded.told_us, result = '',
+			tasks = 0, failed = 0, ill = 0
 		WHERE rollout_bots.release <> excluded.release OR rollout_bots.digest <> excluded.digest`,
 		b.Bot, b.Release, b.Digest, micros(b.Told))
 	if err != nil {
@@ -130,6 +144,17 @@ func (tx *Tx) SettleBot(bot skep.BotID, release, result string) error {
 	return nil
 }
 
+// AddRolloutTasks notes what happened on a bot that was told to update to
+// release since the last time: b's Tasks and Failed are added, Ill replaces.
+func (tx *Tx) AddRolloutTasks(b RolloutBot) error {
+	err := tx.write(`UPDATE rollout_bots SET tasks = tasks + $3, failed = failed + $4, ill = $5 WHERE bot = $1 AND release = $2`,
+		b.Bot, b.Release, b.Tasks, b.Failed, bit(b.Ill))
+	if err != nil {
+		return fmt.Errorf("note tasks of bot %s: %w", b.Bot, err)
+	}
+	return nil
+}
+
 // ForgetRollout drops what is known of bots and any release but one.
 func (tx *Tx) ForgetRollout(but string) error {
 	return tx.write(`DELETE FROM rollout_bots WHERE release <> $1`, but)
@@ -137,7 +162,7 @@ func (tx *Tx) ForgetRollout(but string) error {
 
 // RolloutBots returns the bots that were told to run a release.
 func (r reads) RolloutBots(ctx context.Context, release string) ([]RolloutBot, error) {
-	rows, err := r.q.query(ctx, `SELECT bot, release, digest, told_us, result FROM rollout_bots WHERE release = $1 ORDER BY bot`, release)
+	rows, err := r.q.query(ctx, `SELECT bot, release, digest, told_us, result, tasks, failed, ill FROM rollout_bots WHERE release = $1 ORDER BY bot`, release)
 	if err != nil {
 		return nil, fmt.Errorf("read rollout: %w", err)
 	}
@@ -146,7 +171,7 @@ func (r reads) RolloutBots(ctx context.Context, release string) ([]RolloutBot, e
 	for rows.Next() {
 		var b RolloutBot
 		var told int64
-		if err := rows.Scan(&b.Bot, &b.Release, &b.Digest, &told, &b.Result); err != nil {
+		if err := rows.Scan(&b.Bot, &b.Release, &b.Digest, &told, &b.Result, &b.Tasks, &b.Failed, flag{&b.Ill}); err != nil {
 			return nil, fmt.Errorf("read rollout: %w", err)
 		}
 		b.Told = instant(told)

@@ -41,8 +41,12 @@ type Options struct {
 	Dir     string                   // working directory; part of the traffic-split cookie, "" = no cookie. spec bot.md §2.1
 	Headers func() map[string]string // authentication headers, asked for at every call; nil = none
 	RootCAs *x509.CertPool           // who may vouch for the server; nil = the system's roots
-	Log     *slog.Logger             // nil = silent
-	Now     func() time.Time         // nil = time.Now
+	// Certificate is what the client shows in TLS, asked for at every connection;
+	// nil = nothing.
+	Certificate func() (*tls.Certificate, error)
+
+	Log *slog.Logger     // nil = silent
+	Now func() time.Time // nil = time.Now
 
 	Transport http.RoundTripper // nil = a pool of keep-alive connections of this client's own
 }
@@ -74,7 +78,7 @@ func NewClient(opt Options) (*Client, error) {
 		opt.Now = time.Now
 	}
 	if opt.Transport == nil {
-		opt.Transport = newTransport(opt.RootCAs)
+		opt.Transport = newTransport(opt.RootCAs, opt.Certificate)
 	}
 	return &Client{
 		base: base, opt: opt, agent: UserAgent(),
@@ -124,14 +128,18 @@ func UserAgent() string {
 
 // newTransport leaves http.DefaultTransport alone: its HTTP/2 and its pool are
 // start-up time and memory that a bot does not need.
-func newTransport(roots *x509.CertPool) *http.Transport {
+func newTransport(roots *x509.CertPool, cert func() (*tls.Certificate, error)) *http.Transport {
 	var p http.Protocols
 	p.SetHTTP1(true)
 	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	secure := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	if cert != nil {
+		secure.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert() }
+	}
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment, // never for loopback
 		DialContext:         d.DialContext,
-		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:     secure,
 		TLSHandshakeTimeout: dialTimeout,
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     idleTimeout,

@@ -165,6 +165,8 @@ type Rollout struct {
 	Crashed int32 `protobuf:"varint,8,opt,name=crashed,proto3" json:"crashed,omitempty"`
 	// Their ids.
 	CrashedBots []string `protobuf:"bytes,9,rep,name=crashed_bots,json=crashedBots,proto3" json:"crashed_bots,omitempty"`
+	// Those of them that got code with another digest than they were told, and did not run it.
+	MismatchedBots []string `protobuf:"bytes,13,rep,name=mismatched_bots,json=mismatchedBots,proto3" json:"mismatched_bots,omitempty"`
 	// Bots with the new code that are in quarantine.
 	Quarantined int32 `protobuf:"varint,10,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	// The digest of the stable code for this server's platform.
@@ -268,6 +270,13 @@ func (x *Rollout) GetCrashedBots() []string {
 	return nil
 }
 
+func (x *Rollout) GetMismatchedBots() []string {
+	if x != nil {
+		return x.MismatchedBots
+	}
+	return nil
+}
+
 func (x *Rollout) GetQuarantined() int32 {
 	if x != nil {
 		return x.Quarantined
@@ -297,7 +306,7 @@ const file_skeppb_rollouts_proto_rawDesc = "" +
 	"\x11GetRolloutRequest\",\n" +
 	"\x12HaltRolloutRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x16\n" +
-	"\x14ResumeRolloutRequest\"\x94\x03\n" +
+	"\x14ResumeRolloutRequest\"\xbd\x03\n" +
 	"\aRollout\x12%\n" +
 	"\x0estable_release\x18\x01 \x01(\tR\rstableRelease\x12!\n" +
 	"\fnext_release\x18\x02 \x01(\tR\vnextRelease\x12\x14\n" +
@@ -307,7 +316,8 @@ const file_skeppb_rollouts_proto_rawDesc = "" +
 	"\awaiting\x18\x06 \x01(\x05R\awaiting\x12\x1c\n" +
 	"\tconfirmed\x18\a \x01(\x05R\tconfirmed\x12\x18\n" +
 	"\acrashed\x18\b \x01(\x05R\acrashed\x12!\n" +
-	"\fcrashed_bots\x18\t \x03(\tR\vcrashedBots\x12 \n" +
+	"\fcrashed_bots\x18\t \x03(\tR\vcrashedBots\x12'\n" +
+	"\x0fmismatched_bots\x18\r \x03(\tR\x0emismatchedBots\x12 \n" +
 	"\vquarantined\x18\n" +
 	" \x01(\x05R\vquarantined\x12%\n" +
 	"\x0estable_version\x18\v \x01(\tR\rstableVersion\x12!\n" +

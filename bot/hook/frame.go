@@ -10,12 +10,13 @@ import (
 // MaxFrame bounds a frame in either direction: two scripts as JSON strings fit.
 const MaxFrame = 16 << 20
 
-// Request is one frame from the bot to its hook host. Exactly one of Load and
-// Call is set.
+// Request is one frame from the bot to its hook host. Exactly one of Load, Call
+// and Eval is set.
 type Request struct {
 	ID   uint64       `json:"id"`
 	Load *LoadRequest `json:"load,omitempty"`
 	Call *CallRequest `json:"call,omitempty"`
+	Eval *EvalRequest `json:"eval,omitempty"`
 }
 
 // LoadRequest is the first request: what to run.
@@ -31,6 +32,17 @@ type CallRequest struct {
 	Bot  Bot               `json:"bot"`
 
 	LimitMS int64 `json:"limit_ms"` // of each function called
+}
+
+// EvalRequest runs statements of a person at `skep-bot shell`. What they define
+// is there for the next one, as long as the host lives. Values of expressions
+// come as ActionPrint.
+type EvalRequest struct {
+	Source string          `json:"source"`
+	Bot    Bot             `json:"bot"`
+	Status json.RawMessage `json:"status"` // what status() returns
+
+	LimitMS int64 `json:"limit_ms"`
 }
 
 // Answer is one frame from the hook host. Those with an Action come while a

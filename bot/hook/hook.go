@@ -89,6 +89,9 @@ const (
 	MaxData    = 512 << 20   // bytes of private memory, kept by the kernel where it can; also of each command
 	MaxActions = 64          // events and requests of one call
 	MaxPrint   = 16 << 10    // bytes that one call prints into the bot's log
+	MaxShow    = 1 << 20     // bytes that one evaluation of a person prints
+
+	EvalLimit = time.Minute // of one evaluation of a person
 
 	loadLimit = 10 * time.Second
 	slack     = 2 * time.Second // what the host may take to say that a hook took too long
@@ -147,6 +150,12 @@ const (
 	ActionRestart = "bot_restart" // Text
 	ActionReboot  = "host_reboot" // Text
 	ActionPrint   = "print"       // Text
+
+	// Of a person at `skep-bot shell` only; no hook may ask for these.
+	ActionStacks = "stacks"
+	ActionBundle = "bundle"
+	ActionDrain  = "drain" // Text: why
+	ActionStop   = "stop"  // Text: why
 )
 
 // Action is what a hook asked the bot to do. Actions of a call that failed

@@ -175,7 +175,11 @@ func (h *Host) Call(ctx context.Context, c Call) (Outcome, error) {
 		limit *= 2
 	}
 	out := Outcome{Called: true}
-	ans, err := h.ask(ctx, Request{Call: req}, c.Hook, limit, &out.Actions)
+	ans, err := h.ask(ctx, Request{Call: req}, c.Hook, limit, func(a Action) {
+		if len(out.Actions) < MaxActions {
+			out.Actions = append(out.Actions, a)
+		}
+	})
 	out.Took = time.Since(began)
 	h.opt.Log.Debug("hook", "hook", c.Hook, "took", out.Took)
 	if err != nil {
@@ -193,6 +197,68 @@ func (h *Host) limitOf(r Rule) time.Duration {
 		return h.opt.Limit
 	}
 	return r.Limit
+}
+
+// Visit returns another host with the scripts that h has, for a person to try
+// things in: whatever happens there, h goes on. Scripts that do not load are
+// left out. The caller closes it.
+func (h *Host) Visit() *Host {
+	d := h.now.Load()
+	v := &Host{opt: h.opt, defined: defined{base: h.opt.Base, injected: d.injected}}
+	v.mu.Lock()
+	v.unlock()
+	return v
+}
+
+// Eval runs statements, with act for everything that they print or ask for,
+// while they run. ctx ends them. The error is an *Error, and what was defined
+// before is kept unless its process had to end.
+func (h *Host) Eval(ctx context.Context, source string, b Bot, status json.RawMessage, act func(Action)) error {
+	h.mu.Lock()
+	defer h.unlock()
+	if len(source) > MaxScript {
+		return &Error{Hook: "shell", Cause: CauseLoad, Text: fmt.Sprintf("has %d bytes, at most %d are allowed", len(source), MaxScript)}
+	}
+	if err := h.startAnyhow(ctx, act); err != nil {
+		return err
+	}
+	limit := h.limitOf(Rule{Limit: EvalLimit})
+	ans, err := h.ask(ctx, Request{Eval: &EvalRequest{Source: source, Bot: b, Status: status, LimitMS: limit.Milliseconds()}}, "shell", limit, act)
+	if err != nil {
+		return err
+	}
+	if ans.Error != nil {
+		return ans.Error
+	}
+	return nil
+}
+
+// startAnyhow starts the child, without the scripts that do not load.
+func (h *Host) startAnyhow(ctx context.Context, act func(Action)) error {
+	if h.child != nil {
+		return nil
+	}
+	if h.closed {
+		return &Error{Hook: "shell", Cause: CauseDied, Text: "the bot ends"}
+	}
+	for {
+		err := h.start(ctx)
+		e, ok := errors.AsType[*Error](err)
+		switch {
+		case err == nil:
+			return nil
+		case !ok || e.Cause != CauseLoad:
+			return err
+		case h.injected != nil:
+			h.injected = nil
+		case h.opt.Base != nil:
+			h.opt.Base = nil
+		default:
+			return err
+		}
+		h.broken = nil
+		act(Action{Kind: ActionPrint, Text: "a script does not load and is not here: " + e.Text})
+	}
 }
 
 // Close ends the hook host. Later calls find no hooks.
@@ -233,7 +299,7 @@ func (h *Host) start(ctx context.Context) error {
 
 // ask sends a request and follows the answers to the last one. When that does
 // not come in time, or makes no sense, the child is killed.
-func (h *Host) ask(ctx context.Context, req Request, what string, limit time.Duration, actions *[]Action) (*Answer, error) {
+func (h *Host) ask(ctx context.Context, req Request, what string, limit time.Duration, act func(Action)) (*Answer, error) {
 	h.seq++
 	req.ID = h.seq
 	c := h.child
@@ -258,8 +324,8 @@ func (h *Host) ask(ctx context.Context, req Request, what string, limit time.Dur
 				h.kill()
 				return nil, &Error{Hook: what, Cause: CauseDied, Text: "the hook host answered another request"}
 			case a.Action != nil:
-				if actions != nil && len(*actions) < MaxActions {
-					*actions = append(*actions, *a.Action)
+				if act != nil {
+					act(*a.Action)
 				}
 			default:
 				if a.Last {

@@ -421,6 +421,71 @@ func TestContextBreaksACallOff(t *testing.T) {
 }
 
 // BenchmarkCall is one get_state of a typical size, the host running.
+// A person's statements run beside the hooks, keep what they define, and stop
+// at the same limits.
+func TestEval(t *testing.T) {
+	h := newHost(t, "def get_state(bot):\n  return {'base': bot.id}\n", "def on_bot_idle(bot, since):\n  fail('x')\n")
+	v := h.Visit()
+	t.Cleanup(func() { v.Close() })
+	for _, c := range []struct{ name, source, say, fault string }{
+		{"a value", "1 + 1", "2\n", ""},
+		{"nothing", "None", "", ""},
+		{"a definition", "x = [1]\nkept = bot", "", ""},
+		{"what was defined", "x.append(2)\nx", "[1, 2]\n", ""},
+		{"the last value", "_", "[1, 2]\n", ""},
+		{"the scripts' functions", "get_state(bot)", `{"base": "b1"}` + "\n", ""},
+		{"an event of a bot in a variable", "kept.post_error('boo')", "event bot_error\n", ""},
+		{"the bot", "drain('tired'); stop(); bundle(); stacks()", "drain tired\nstop asked to by skep-bot shell\nbundle\nstacks\n", ""},
+		{"status", "status()['task']", `"t1"` + "\n", ""},
+		{"a fault", "print('a')\nx.append(3)\nfail('no')\nprint('b')", "a\n", "fail: no"},
+		{"what was done before it", "x", "[1, 2, 3]\n", ""},
+		{"syntax", "def (", "", "<shell>:1:6: "},
+		{"no such name", "fly", "", "undefined: fly"},
+		{"no loading", "load('x', 'y')", "", "load not implemented"},
+		{"a loop", "for i in range(1 << 60): pass", "", "steps"},
+		{"many words", "for i in range(100):\n  print('x' * 100)", strings.Repeat(strings.Repeat("x", 100)+"\n", 100), ""},
+		{"memory", "y = [list(range(1 << 20)) for i in range(1 << 20)]", "", "memory"},
+		{"after its process ended", "x", "", "undefined: x"},
+		{"and again", "x = 7\nx", "7\n", ""},
+	} {
+		var said strings.Builder
+		err := v.Eval(t.Context(), c.source, me, []byte(`{"task":"t1"}`), func(a hook.Action) {
+			switch a.Kind {
+			case hook.ActionPrint:
+				fmt.Fprintln(&said, a.Text)
+			case hook.ActionEvent:
+				fmt.Fprintln(&said, a.Kind, a.Event)
+			default:
+				fmt.Fprintln(&said, strings.TrimSpace(a.Kind+" "+a.Text))
+			}
+		})
+		if said.String() != c.say || (err == nil) != (c.fault == "") || err != nil && !strings.Contains(err.Error(), c.fault) {
+			t.Errorf("%s: %v, want %q; said\n%s\nwant\n%s", c.name, err, c.fault, said.String(), c.say)
+		}
+	}
+	if out, err := h.Call(t.Context(), hook.Call{Hook: hook.GetState, Bot: me}); err != nil || string(out.Value) != `{"base":"b1"}` {
+		t.Errorf("the hooks: %s, %v", out.Value, err)
+	}
+}
+
+// A prompt is what one looks for what is wrong with; it opens without the
+// scripts that do not load.
+func TestEvalWithoutBrokenScripts(t *testing.T) {
+	h := bareHost(t, "def get_state(bot):\n  return {}\n")
+	if err := h.Load(t.Context(), asScript("group.star", "def get_state(")); err == nil {
+		t.Fatal("a broken script was loaded")
+	}
+	v := h.Visit()
+	t.Cleanup(func() { v.Close() })
+	var said strings.Builder
+	if err := v.Eval(t.Context(), "get_state(bot)", me, nil, func(a hook.Action) { said.WriteString(a.Text + "\n") }); err != nil {
+		t.Fatal(err)
+	}
+	if s := said.String(); !strings.Contains(s, "group.star") || !strings.HasSuffix(s, "\n{}\n") {
+		t.Error(s)
+	}
+}
+
 func BenchmarkCall(b *testing.B) {
 	h := newHost(b, "def get_state(bot):\n  s = bot.default_state()\n  s['x'] = exists('/tmp')\n  return s\n", "")
 	for b.Loop() {

@@ -28,7 +28,7 @@ type SettingsCfg struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Refused: skep's pages load nothing from elsewhere.
 	GoogleAnalytics string `protobuf:"bytes,1,opt,name=google_analytics,json=googleAnalytics,proto3" json:"google_analytics,omitempty"`
-	// How old a result may be that an idempotent task reuses. Seconds; 0 to 31536000, default 604800.
+	// Refused: skep runs every task and answers none with an earlier result yet.
 	ReusableTaskAgeSecs int32 `protobuf:"varint,2,opt,name=reusable_task_age_secs,json=reusableTaskAgeSecs,proto3" json:"reusable_task_age_secs,omitempty"`
 	// Silence that makes a bot dead. Seconds; 60 to 86400, default 600.
 	BotDeathTimeoutSecs int32 `protobuf:"varint,3,opt,name=bot_death_timeout_secs,json=botDeathTimeoutSecs,proto3" json:"bot_death_timeout_secs,omitempty"`

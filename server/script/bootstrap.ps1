@@ -17,7 +17,8 @@ if (-not $digests.ContainsKey($arch)) { throw "the server has no bot for windows
 $digest = $digests[$arch]
 $exe = Join-Path $Dir 'swarming_bot.exe'
 $run = "`"$exe`" start_slave"
-$create = "sc.exe create skep-bot binPath= '$run' start= auto"
+$serve = "`"$exe`" service"
+$create = "sc.exe create skep-bot binPath= '$serve' start= auto"
 $task = "schtasks.exe /Create /F /SC ONLOGON /TN skep-bot /TR '$run'"
 if ($Print) {
 	if ($Service) { $create } elseif ($AtLogin) { $task } else { $run }
@@ -39,7 +40,7 @@ if ($token) { # a bot whose own credential is still good removes it unused
 }
 if ($Id) { [Environment]::SetEnvironmentVariable('SWARMING_BOT_ID', $Id, $(if ($Service) { 'Machine' } else { 'User' })); $env:SWARMING_BOT_ID = $Id }
 if ($Service) {
-	sc.exe create skep-bot binPath= $run start= auto
+	sc.exe create skep-bot binPath= $serve start= auto
 	sc.exe failure skep-bot reset= 86400 actions= restart/2000
 	sc.exe start skep-bot
 } elseif ($AtLogin) {

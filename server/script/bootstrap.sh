@@ -75,7 +75,9 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
+# A bot that the watchdog ends is not waited for: what hangs does not drain.
 WatchdogSec=300
+TimeoutAbortSec=30
 User=$user
 WorkingDirectory=$dir
 ${id:+Environment=SWARMING_BOT_ID=$id

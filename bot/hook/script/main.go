@@ -76,6 +76,7 @@ type host struct {
 	quiet   atomic.Bool
 	exit    func(int)
 	scripts scripts
+	shell   *shell // of a person; nil before the first evaluation
 }
 
 // silence ends the command that a hook runs and lets no answer out: it would
@@ -101,6 +102,8 @@ func (h *host) answer(req hook.Request) error {
 		a = h.load(req)
 	case req.Call != nil:
 		a = h.call(req)
+	case req.Eval != nil:
+		a = h.eval(req)
 	default:
 		a.Error = &hook.Error{Hook: "hook_host", Cause: hook.CauseLoad, Text: "a request asks for nothing"}
 	}

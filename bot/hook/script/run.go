@@ -62,10 +62,11 @@ type run struct {
 	why    atomic.Pointer[hook.Cause] // why it was canceled
 	sent   int                        // actions
 	said   int                        // bytes printed
+	may    int                        // bytes that may be printed
 }
 
 func (h *host) newRun(id uint64, what string, limit time.Duration) *run {
-	r := &run{host: h, id: id, what: what, limit: limit, stop: make(chan struct{}), ends: time.Now().Add(limit)}
+	r := &run{host: h, id: id, what: what, limit: limit, stop: make(chan struct{}), ends: time.Now().Add(limit), may: hook.MaxPrint}
 	r.thread = &starlark.Thread{Name: what, Print: func(_ *starlark.Thread, msg string) { r.print(msg) }}
 	r.thread.SetMaxExecutionSteps(hook.MaxSteps)
 	r.thread.OnMaxSteps = func(*starlark.Thread) { r.cancel(hook.CauseSteps) }
@@ -236,10 +237,10 @@ func (r *run) act(a hook.Action) error {
 }
 
 func (r *run) print(msg string) {
-	if r.said >= hook.MaxPrint {
+	if r.said >= r.may {
 		return
 	}
-	msg = clip(msg, hook.MaxPrint-r.said)
+	msg = clip(msg, r.may-r.said)
 	r.said += len(msg) + 1
 	_ = r.host.send(&hook.Answer{ID: r.id, Action: &hook.Action{Kind: hook.ActionPrint, Text: msg}})
 }

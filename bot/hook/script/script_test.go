@@ -3,7 +3,10 @@ package script
 import (
 	"bytes"
 	"io"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/skepdev/skep/bot/hook"
 )
@@ -43,4 +46,35 @@ func FuzzScript(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A prompt reads what a person types as far as it is one statement.
+func TestReadStatement(t *testing.T) {
+	for _, c := range []struct {
+		name, in string
+		want     []string
+	}{
+		{"simple ones", "1 + 1\nx = 2; x\n", []string{"1 + 1\n", "x = 2; x\n"}},
+		{"brackets", "f(\n  1,\n)\n2\n", []string{"f(\n  1,\n)\n", "2\n"}},
+		{"a block ends with an empty line", "def f():\n  if True:\n    return 1\n\nf()\n", []string{"def f():\n  if True:\n    return 1\n\n", "f()\n"}},
+		{"the input ends in a block", "for i in [1]:\n  print(i)\n", []string{"for i in [1]:\n  print(i)\n"}},
+		{"empty lines", "\n\n1\n", []string{"\n", "\n", "1\n"}},
+	} {
+		lines := strings.SplitAfter(c.in, "\n")
+		var got []string
+		for len(lines) > 0 && lines[0] != "" {
+			text, _ := ReadStatement(func() (string, error) {
+				if len(lines) == 0 || lines[0] == "" {
+					return "", io.EOF
+				}
+				l := lines[0]
+				lines = lines[1:]
+				return l, nil
+			})
+			got = append(got, text)
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
 }

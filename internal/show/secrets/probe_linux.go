@@ -11,8 +11,12 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skepdev/skep/bot"
+	"github.com/skepdev/skep/bot/hook"
 )
 
 // token is what every token of a fleet looks like, made of two parts so that
@@ -201,8 +205,19 @@ func (p *probe) socket() {
 	if os.Chdir(p.dir) != nil {
 		return
 	}
-	if c, err := net.Dial("unix", "swarming.sock"); err == nil {
-		_ = c.Close()
-		p.found("the bot's shell")
+	c, err := net.Dial("unix", bot.SocketFile)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	// It opens where a task is the bot's own user; is it answered?
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = hook.WriteFrame(c, bot.Visit{Source: "bot.id"})
+	var r bot.Reply
+	switch err := hook.ReadFrame(c, &r); {
+	case err == nil && !r.Error:
+		p.found("the bot's shell, which says %s", r.Text)
+	case err == nil:
+		fmt.Println("the shell says:", r.Text)
 	}
 }

@@ -188,6 +188,9 @@ func (s *show) try(ctx context.Context, k kase) (err error) {
 	if got > 0 && said != "none" {
 		return fmt.Errorf("isolation=%s, and the task got %d things", said, got)
 	}
+	if strings.Contains(out, "GOT the bot's shell") {
+		return errors.New("the task may use the bot's shell")
+	}
 	if !strings.Contains(out, "\ntried ") && !strings.HasPrefix(out, "tried ") {
 		return errors.New("the probe did not come to its end")
 	}

@@ -95,7 +95,7 @@ func (s *show) run() (err error) {
 	}
 	defer s.c.close()
 	fmt.Printf("systemd is process 1 after %v\n", time.Since(start).Round(time.Millisecond))
-	for _, step := range []func(context.Context) error{s.born, s.killed, s.outOfMemory, s.drained, s.terminated} {
+	for _, step := range []func(context.Context) error{s.born, s.killed, s.hung, s.outOfMemory, s.drained, s.terminated} {
 		if err := step(ctx); err != nil {
 			journal, _ := s.c.run(ctx, "", "journalctl", "-u", unit, "-n", "40", "--no-pager", "-o", "cat")
 			return fmt.Errorf("%w\njournal:\n%s", err, journal)
@@ -193,6 +193,51 @@ func (s *show) killed(ctx context.Context) error {
 	took := time.Since(start)
 	fmt.Printf("kill -9 of the bot: connected again after %v   bound %v\n", took.Round(time.Millisecond), backBound)
 	if took > backBound {
+		return errors.New("that is too late")
+	}
+	return nil
+}
+
+// hung stops the bot, as a bug may: it lives and does nothing. The unit's
+// watchdog waits for minutes; here a drop-in makes it wait less.
+func (s *show) hung(ctx context.Context) error {
+	const wait = 3 * time.Second
+	line := fmt.Sprintf("mkdir -p /run/systemd/system/%[1]s.d && printf '[Service]\\nWatchdogSec=%[2]d\\n' >/run/systemd/system/%[1]s.d/show.conf && systemctl daemon-reload && systemctl kill --signal=SIGKILL --kill-whom=main %[1]s",
+		unit, int(wait.Seconds()))
+	b, err := s.connected(ctx, "")
+	if err != nil {
+		return err
+	}
+	if _, err := s.c.run(ctx, "", "sh", "-c", line); err != nil { // the next one has the short watchdog
+		return err
+	}
+	if b, err = s.connected(ctx, b.SessionId); err != nil {
+		return err
+	}
+	main, restarts := s.c.property(ctx, "MainPID"), s.c.property(ctx, "NRestarts")
+	pid, err := s.c.outside(main)
+	if err != nil {
+		return err
+	}
+	// It is left alone by the watchdog as long as it does its work.
+	for end := time.Now().Add(2 * wait); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if now := s.c.property(ctx, "MainPID"); now != main {
+			return fmt.Errorf("the watchdog ended a bot that is well: main process %s, then %s", main, now)
+		}
+	}
+	start := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	if _, err := s.connected(ctx, b.SessionId); err != nil {
+		return fmt.Errorf("after SIGSTOP: %w", err)
+	}
+	took := time.Since(start)
+	if now := s.c.property(ctx, "NRestarts"); now == restarts {
+		return errors.New("the unit was not restarted")
+	}
+	fmt.Printf("a stopped bot (SIGSTOP), watchdog of %v: connected again after %v   bound %v\n", wait, took.Round(time.Millisecond), wait+backBound)
+	if took > wait+backBound {
 		return errors.New("that is too late")
 	}
 	return nil
