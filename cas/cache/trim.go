@@ -151,10 +151,10 @@ func (t *Trimmer) Close() error {
 
 // makeRoom evicts what the missing entries need room for, in the cache's own
 // limits and on the disk. It gives up our shared lock meanwhile.
-func (c *Cache) makeRoom(ctx context.Context, missing map[key]int64, unlock *func()) error {
+func (c *Cache) makeRoom(ctx context.Context, missing []entry, unlock *func()) error {
 	var need int64
-	for _, n := range missing {
-		need += n
+	for _, e := range missing {
+		need += e.size
 	}
 	free, err := c.opt.Free(c.opt.Dir)
 	if err != nil {
