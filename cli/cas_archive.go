@@ -40,7 +40,7 @@ Symlinks inside DIR stay symlinks; in place of others stands what they point at.
 			if err != nil {
 				return err
 			}
-			c, err := st.open(env, &conn, f, st.instance)
+			c, err := st.open(ctx, env, &conn, f, st.instance)
 			if err != nil {
 				return err
 			}
