@@ -15,6 +15,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Method is how the files of a tree come into a directory.
@@ -417,7 +418,7 @@ func (e *placeError) Unwrap() error { return e.err }
 func empty(path string) error {
 	entries, err := os.ReadDir(path)
 	for _, e := range entries {
-		err = errors.Join(err, removeAll(filepath.Join(path, e.Name())))
+		err = errors.Join(err, debris.Remove(filepath.Join(path, e.Name())))
 	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // treePath is a file about a tree: "" its messages, ".d" the ready tree, ".ok"
@@ -253,7 +254,7 @@ func (c *Cache) build(ctx context.Context, p *plan, path string) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = removeAll(temp)
+			_ = debris.Remove(temp)
 		}
 	}()
 	top, err := openDir(temp)
