@@ -41,6 +41,9 @@ func newCASDownloadCommand(env *Env) *cobra.Command {
 			}
 			c, err := st.open(ctx, env, &conn, f, st.instance)
 			if err != nil {
+				if jsonFile != "" {
+					_ = writeJSON(env.Stdout, jsonFile, failedTransfer(err, root))
+				}
 				return err
 			}
 			defer c.Close()

@@ -387,6 +387,13 @@ func TestCommandsFindTheStorageElsewhere(t *testing.T) {
 	if _, err := run("cas", "ls", "--cas", "grpc://localhost:1/x", "--connect-timeout", "10ms", "--cas-patience", "10ms", digest); err == nil || !strings.Contains(err.Error(), "localhost:1") {
 		t.Errorf("--cas does not win: %v", err)
 	}
+	gone := filepath.Join(t.TempDir(), "gone.json")
+	if _, err := run("cas", "download", "--server", "http://localhost:1", "--connect-timeout", "10ms", "--dump-json", gone, digest, dst); err == nil {
+		t.Error("no server, and no error")
+	}
+	if b, err := os.ReadFile(gone); !strings.Contains(string(b), "rpc_error") {
+		t.Errorf("the dump says %q, %v", b, err)
+	}
 }
 
 // A server elsewhere cannot send commands to programs of this machine.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,9 @@ import (
 
 // uploadInputs makes dir the inputs of the task.
 func (t *taskFlags) uploadInputs(cmd *cobra.Command, env *Env, conn *connection, st *storageFlags, f *fleet, dir string, exclude []string) error {
+	if _, err := os.Stat(dir); err != nil { // before anybody is asked
+		return fmt.Errorf("-i/--in: %w", err)
+	}
 	return env.action(func(ctx context.Context, _ *cobra.Command, _ []string) error {
 		c, err := st.open(ctx, env, conn, f, t.casInstance)
 		if err != nil {
