@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Report is what a case found. Its JSON form is a promise (design.md "The
@@ -102,7 +104,7 @@ func Run(ctx context.Context, name string, o Options) (rep *Report, err error) {
 	if r.dir, err = makeDir(o.Dir); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, removeDir(r.dir)) }()
+	defer func() { err = errors.Join(err, debris.Remove(r.dir)) }()
 	fmt.Fprintln(r.Progress, "yardsticks")
 	ys, err := measureYardsticks(r.dir)
 	if err != nil {

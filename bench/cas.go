@@ -13,6 +13,7 @@ import (
 	"github.com/skepdev/skep/cas/archive"
 	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/cas/remote"
+	"github.com/skepdev/skep/internal/debris"
 	"github.com/skepdev/skep/internal/specimen"
 )
 
@@ -102,7 +103,7 @@ func (t *casTree) remove(dir string) error {
 	if t.files > 100 {
 		return nil
 	}
-	return removeDir(dir)
+	return debris.Remove(dir)
 }
 
 // room refuses a disk on which the measurement would not fit.
@@ -150,7 +151,7 @@ func (b *casBench) round(ctx context.Context, t *casTree) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.stop(), removeDir(s.stateDir)) }()
+	defer func() { err = errors.Join(err, s.stop(), debris.Remove(s.stateDir)) }()
 	b.engine = s
 	var root cas.Digest
 	up := func(stat string) func() error {

@@ -30,17 +30,3 @@ func makeDir(parent string) (string, error) {
 	}
 	return "", fmt.Errorf("no place on a disk for a temporary directory in %s; name one with --dir", cmp.Or(parent, fmt.Sprint(parents)))
 }
-
-// removeDir removes a run's directory. What a bot left read-only goes too.
-func removeDir(dir string) error {
-	if err := os.RemoveAll(dir); err == nil {
-		return nil
-	}
-	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
-}

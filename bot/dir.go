@@ -1,9 +1,7 @@
 package bot
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +9,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/bot/update"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Files of the bot's directory that are ours beside those of spec bot.md §1.5.
@@ -117,32 +116,9 @@ func CleanDir(dir string) []error {
 		if isOwned(e.Name()) {
 			continue
 		}
-		if err := removeAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := debris.Remove(filepath.Join(dir, e.Name())); err != nil {
 			errs = append(errs, fmt.Errorf("clean %s: %w", dir, err))
 		}
 	}
 	return errs
-}
-
-// removeAll deletes a tree in which a task may have left directories that it
-// made read-only.
-func removeAll(path string) error {
-	err := os.RemoveAll(path)
-	if err == nil || !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if d != nil && d.IsDir() {
-			_ = os.Chmod(p, 0o700)
-			if err != nil {
-				return fs.SkipDir
-			}
-		}
-		return nil
-	})
-	// A directory that could not be read is opened only by the walk above.
-	if err := os.RemoveAll(path); err == nil || !strings.Contains(err.Error(), "permission") {
-		return err
-	}
-	return os.RemoveAll(path)
 }

@@ -40,8 +40,11 @@ Symlinks inside DIR stay symlinks; in place of others stands what they point at.
 			if err != nil {
 				return err
 			}
-			c, err := st.open(env, &conn, f, st.instance)
+			c, err := st.open(ctx, env, &conn, f, st.instance)
 			if err != nil {
+				if jsonFile != "" {
+					_ = writeJSON(env.Stdout, jsonFile, failedTransfer(err, cas.Digest{}))
+				}
 				return err
 			}
 			defer c.Close()

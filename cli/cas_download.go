@@ -39,8 +39,11 @@ func newCASDownloadCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := st.open(env, &conn, f, st.instance)
+			c, err := st.open(ctx, env, &conn, f, st.instance)
 			if err != nil {
+				if jsonFile != "" {
+					_ = writeJSON(env.Stdout, jsonFile, failedTransfer(err, root))
+				}
 				return err
 			}
 			defer c.Close()

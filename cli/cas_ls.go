@@ -32,7 +32,7 @@ func newCASListCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := st.open(env, &conn, f, st.instance)
+			c, err := st.open(ctx, env, &conn, f, st.instance)
 			if err != nil {
 				return err
 			}

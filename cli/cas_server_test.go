@@ -339,3 +339,75 @@ func TestByteSize(t *testing.T) {
 		}
 	}
 }
+
+// Commands find the storage that a server uses, without being told and
+// without giving it the server's token.
+func TestCommandsFindTheStorageElsewhere(t *testing.T) {
+	keeps := serveForTest(t, t.TempDir(), nil)
+	points := serveForTest(t, t.TempDir(), func(f *serverFlags) { f.cas.url = "grpc://" + keeps.addr + "/main" })
+	var stdout, stderr bytes.Buffer
+	run := func(args ...string) (string, error) {
+		stdout.Reset()
+		stderr.Reset()
+		env := &Env{Args: args, Stdout: &stdout, Stderr: &stderr, Getenv: func(key string) string {
+			return map[string]string{"SKEP_SERVER": points.url, "XDG_CACHE_HOME": t.TempDir()}[key]
+		}}
+		root := newRootCommand(env)
+		root.SetArgs(args)
+		root.SetOut(&stdout)
+		root.SetErr(&stderr)
+		err := root.ExecuteContext(t.Context())
+		return stdout.String(), err
+	}
+	src, dst := t.TempDir(), filepath.Join(t.TempDir(), "out")
+	if err := os.WriteFile(filepath.Join(src, "f"), []byte("found"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run("cas", "archive", src)
+	if err != nil {
+		t.Fatal(err, stderr.String())
+	}
+	digest := strings.TrimSpace(out)
+	d, err := cas.ParseDigest(digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := keeps.storage.disk.Missing(t.Context(), []cas.Digest{d, cas.Sum([]byte("found"))}); len(m) > 0 || err != nil {
+		t.Errorf("the other storage lacks %v: %v", m, err)
+	}
+	if out, err = run("cas", "ls", digest); err != nil || !strings.Contains(out, "f") {
+		t.Errorf("ls: %q %v", out, err)
+	}
+	if _, err := run("cas", "download", digest, dst); err != nil {
+		t.Error(err, stderr.String())
+	}
+	if b, err := os.ReadFile(filepath.Join(dst, "f")); string(b) != "found" {
+		t.Errorf("downloaded %q, %v", b, err)
+	}
+	if _, err := run("cas", "ls", "--cas", "grpc://localhost:1/x", "--connect-timeout", "10ms", "--cas-patience", "10ms", digest); err == nil || !strings.Contains(err.Error(), "localhost:1") {
+		t.Errorf("--cas does not win: %v", err)
+	}
+	gone := filepath.Join(t.TempDir(), "gone.json")
+	if _, err := run("cas", "download", "--server", "http://localhost:1", "--connect-timeout", "10ms", "--dump-json", gone, digest, dst); err == nil {
+		t.Error("no server, and no error")
+	}
+	if b, err := os.ReadFile(gone); !strings.Contains(string(b), "rpc_error") {
+		t.Errorf("the dump says %q, %v", b, err)
+	}
+}
+
+// A server elsewhere cannot send commands to programs of this machine.
+func TestStorageOfAnotherMachine(t *testing.T) {
+	for _, tc := range []struct{ storage, server, want string }{
+		{"grpc://127.0.0.1:9092", "https://swarming.example", "of its own machine"},
+		{"grpcs://localhost:9092", "https://swarming.example", "of its own machine"},
+		{"https://cas.example", "https://swarming.example", "no address"},
+		{"grpcs://cas.example/main", "https://swarming.example", ""},
+		{"grpc://127.0.0.1:9092", "http://localhost:8900", ""},
+	} {
+		err := checkElsewhere(tc.storage, tc.server)
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s of %s: %v, want %q", tc.storage, tc.server, err, tc.want)
+		}
+	}
+}

@@ -325,7 +325,7 @@ func (c *collector) fetchFiles(ctx context.Context, id string, e *clipb.ResultSu
 	if err != nil {
 		return fmt.Errorf("output files: %w", err)
 	}
-	from, err := c.st.open(c.env, c.conn, c.fleet, instance)
+	from, err := c.st.open(ctx, c.env, c.conn, c.fleet, instance)
 	if err != nil {
 		return err
 	}

@@ -127,7 +127,7 @@ func (r *reproduction) inputs(ctx context.Context, conn *connection, st *storage
 	if err != nil {
 		return fmt.Errorf("inputs of task %s: %w", r.task, err)
 	}
-	c, err := st.open(r.env, conn, f, instance)
+	c, err := st.open(ctx, r.env, conn, f, instance)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,12 +14,15 @@ import (
 
 // uploadInputs makes dir the inputs of the task.
 func (t *taskFlags) uploadInputs(cmd *cobra.Command, env *Env, conn *connection, st *storageFlags, f *fleet, dir string, exclude []string) error {
-	c, err := st.open(env, conn, f, t.casInstance)
-	if err != nil {
-		return err
+	if _, err := os.Stat(dir); err != nil { // before anybody is asked
+		return fmt.Errorf("-i/--in: %w", err)
 	}
-	defer c.Close()
 	return env.action(func(ctx context.Context, _ *cobra.Command, _ []string) error {
+		c, err := st.open(ctx, env, conn, f, t.casInstance)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
 		tree, err := archiveDir(ctx, env, c, dir, archive.Options{
 			Exclude: exclude, Links: archive.Materialise, StatCache: statFile(env, dir),
 		})
@@ -40,7 +44,7 @@ func fetchOutputs(ctx context.Context, env *Env, conn *connection, st *storageFl
 			return fmt.Errorf("outputs of task %s: %w", r.TaskId, err)
 		}
 	}
-	c, err := st.open(env, conn, f, instance)
+	c, err := st.open(ctx, env, conn, f, instance)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,9 +42,10 @@ func (s *storageFlags) registerInstance(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.instance, "cas-instance", "", "instance of the storage (default "+defaultCASInstance+")")
 }
 
-// open makes a client of the storage: the server's own, or another one, which
-// does not get the server's token. It sends nothing.
-func (s *storageFlags) open(env *Env, conn *connection, f *fleet, instance string) (*remote.Client, error) {
+// open makes a client of the storage: the one that --cas names, else the
+// server's own, or the one that the server says to use instead. Only the
+// server's own gets its token.
+func (s *storageFlags) open(ctx context.Context, env *Env, conn *connection, f *fleet, instance string) (*remote.Client, error) {
 	opt := remote.Options{Patience: s.patience, Refused: conn.connectTimeout, RootCAs: f.roots, Instance: instance}
 	if opt.URL = s.url; opt.URL == "" {
 		opt.URL = env.Getenv("SKEP_CAS")
@@ -51,7 +53,8 @@ func (s *storageFlags) open(env *Env, conn *connection, f *fleet, instance strin
 	if !strings.Contains(opt.URL, "://") && opt.URL != "" {
 		opt.URL = "grpcs://" + opt.URL // as --cas-addr of the existing client
 	}
-	if opt.URL == "" {
+	own := opt.URL == ""
+	if own {
 		opt.URL = f.url
 		if f.token != "" {
 			opt.Headers = func() map[string]string { return map[string]string{"Authorization": "Bearer " + f.token} }
@@ -64,7 +67,40 @@ func (s *storageFlags) open(env *Env, conn *connection, f *fleet, instance strin
 	if err != nil {
 		return nil, fmt.Errorf("--cas: %w", err)
 	}
+	if !own {
+		return c, nil
+	}
+	limits, err := c.Limits(ctx)
+	if err == nil && limits.Elsewhere == "" {
+		return c, nil
+	}
+	_ = c.Close()
+	if err != nil {
+		return nil, err
+	}
+	opt.URL, opt.Headers = limits.Elsewhere, nil
+	if err := checkElsewhere(opt.URL, f.url); err != nil {
+		return nil, err
+	}
+	if c, err = remote.New(opt); err != nil {
+		return nil, fmt.Errorf("storage of the server: %w", err)
+	}
 	return c, nil
+}
+
+// checkElsewhere says whether the storage that a server names can be used from
+// here: programs of this machine are not the server's to name, unless it is on
+// this machine too.
+func checkElsewhere(storage, server string) error {
+	u, err := url.Parse(storage)
+	s, serr := url.Parse(server)
+	if err != nil || serr != nil || u.Scheme != "grpc" && u.Scheme != "grpcs" {
+		return fmt.Errorf("the server says that its storage is %.200q, which is no address of one; name it with --cas", storage)
+	}
+	if isThisMachine(u.Hostname()) && !isThisMachine(s.Hostname()) {
+		return fmt.Errorf("the server's storage is %.200s of its own machine; name its address for others with --cas", storage)
+	}
+	return nil
 }
 
 // archiveDir archives dir with a file of stats in the user's cache directory.

@@ -2,51 +2,23 @@ package runner
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/skepdev/skep/cas/cache"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // removeTree removes dir and everything in it, also what a task made
 // unwritable for itself. A directory that still changes gets three tries.
 func removeTree(dir string) error {
-	err := os.RemoveAll(dir)
-	for try := range 3 {
-		if err == nil {
-			return nil
-		}
-		_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, _ error) error {
-			if e != nil && e.IsDir() {
-				_ = os.Chmod(path, 0o700)
-			}
-			return nil
-		})
-		if runtime.GOOS == "windows" {
-			removeEach(dir)
-		}
-		if err = os.RemoveAll(dir); err != nil {
-			time.Sleep(time.Duration(1+try) * 50 * time.Millisecond)
-		}
+	err := debris.Remove(dir)
+	for try := 1; err != nil && try < 4; try++ {
+		time.Sleep(time.Duration(try) * 50 * time.Millisecond)
+		err = debris.Remove(dir)
 	}
 	return err
-}
-
-// removeEach removes what it can by its path. os.RemoveAll deletes relative to
-// open directories and by a call that Wine and some file systems do not have.
-func removeEach(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); e.IsDir() {
-			removeEach(path)
-		} else {
-			_ = os.Remove(path)
-		}
-	}
-	_ = os.Remove(dir)
 }
 
 // removeWork removes a work directory, ending first what a killed

@@ -29,6 +29,13 @@ const (
 	hintJump   = 0.10   // a size that differs by more is taken at once
 	maxHints   = 20_000 // keys
 	maxSamples = 1000   // of one key; more bots say nothing new
+	maxOfBot   = 100    // caches that one bot may speak of; it keeps 50 at most
+
+	// A bot makes room for what it is told, so that one bot that lies must not
+	// empty the caches of the others: beyond hintAlone bytes a size is at most
+	// hintSpread times what half of the bots have.
+	hintAlone  = 1 << 30
+	hintSpread = 4
 )
 
 // hinter returns the hints for a task of pool on bot b.
@@ -76,7 +83,11 @@ func (s *Server) readHints(ctx context.Context) {
 			return true
 		}
 		os := osFamily(b.Dimensions["os"])
-		for cache, size := range namedCaches(b.State) {
+		caches := namedCaches(b.State)
+		if len(caches) > maxOfBot {
+			return true
+		}
+		for cache, size := range caches {
 			for _, pool := range b.Dimensions["pool"] {
 				k := hintKey{pool, cache, os}
 				if list, known := samples[k]; len(list) < maxSamples && (known || len(samples) < maxHints) {
@@ -106,6 +117,11 @@ func (h *cacheHints) learn(samples map[hintKey][]int64) {
 	for k, list := range samples {
 		slices.Sort(list)
 		size := float64(list[(len(list)*95+99)/100-1]) // 95th percentile
+		sure := float64(hintAlone)
+		if len(list) > 1 {
+			sure = max(sure, hintSpread*float64(list[(len(list)-1)/2]))
+		}
+		size = min(size, sure)
 		if old, ok := h.sizes[k]; ok && abs(size-old) <= hintJump*old {
 			size = old + hintSmooth*(size-old)
 		}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -254,4 +255,30 @@ type fakeBlobs struct{ Blobs }
 
 func (fakeBlobs) Get(_ context.Context, d cas.Digest, _ int64) ([]byte, error) {
 	return nil, fmt.Errorf("get: %w", &cas.MissingError{Digests: []cas.Digest{d}})
+}
+
+// One bot that lies does not make the others throw away what they have.
+func TestOneLiarDoesNotRaiseHints(t *testing.T) {
+	const gib = 1 << 30
+	for _, tc := range []struct {
+		name    string
+		samples []int64
+		want    int64
+	}{
+		{"nobody else has it", []int64{1 << 50}, gib},
+		{"another has it", []int64{1 << 50, 10 * gib}, 40 * gib},
+		{"another has little", []int64{1 << 50, 1000}, gib},
+		{"a small pool", []int64{10 * gib, 11 * gib, 1 << 50, 12 * gib}, 44 * gib},
+		{"a large pool", append(slices.Repeat([]int64{10 * gib}, 30), 1<<50), 10 * gib},
+		{"a liar who says nothing", []int64{0, 10 * gib}, gib},
+		{"honest and different", []int64{1 * gib, 3 * gib, 5 * gib}, 5 * gib},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var h cacheHints
+			h.learn(map[hintKey][]int64{{"p", "c", "Linux"}: tc.samples})
+			if got := h.size("p", "c", "Linux"); got != tc.want {
+				t.Errorf("got %d, want %d", got, tc.want)
+			}
+		})
+	}
 }

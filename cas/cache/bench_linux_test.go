@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // BenchmarkSmallFiles makes the tree of $(go env GOROOT)/src by each method,
@@ -42,7 +44,7 @@ func BenchmarkSmallFiles(b *testing.B) {
 				r := materialise(b, openAt(b, sub), f, root, sub, m)
 				b.StopTimer()
 				r.end(b)
-				if err := removeAll(sub); err != nil {
+				if err := debris.Remove(sub); err != nil {
 					b.Fatal(err)
 				}
 				b.StartTimer()

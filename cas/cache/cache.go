@@ -13,6 +13,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Options of a cache.
@@ -174,7 +175,7 @@ func (c *Cache) reset() error {
 		if strings.HasSuffix(e.Name(), ".lock") {
 			continue
 		}
-		if err := removeAll(filepath.Join(c.opt.Dir, e.Name())); err != nil {
+		if err := debris.Remove(filepath.Join(c.opt.Dir, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 type testing2 interface {
@@ -83,7 +84,7 @@ func (r run) end(t testing2) {
 			t.Fatal(err)
 		}
 	}
-	if err := removeAll(filepath.Dir(r.dst)); err != nil {
+	if err := debris.Remove(filepath.Dir(r.dst)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -131,7 +132,7 @@ func TestIdentity(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer func() { _ = removeAll(sub) }()
+				defer func() { _ = debris.Remove(sub) }()
 				roots := []cas.Digest{trees(rt, f), trees(rt, f)}
 				for range rapid.IntRange(1, 4).Draw(rt, "tasks") {
 					c := openAt(rt, sub)

@@ -7,10 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/skepdev/skep/cas"
 )
@@ -21,59 +21,92 @@ func (c *Cache) tempName() string {
 	return tempPrefix + strconv.Itoa(os.Getpid()) + "-" + strings.ToLower(rand.Text()[:12])
 }
 
-// lacking returns those of wants that are not here whole, looking at the file
-// of each, and marks the others as used now.
-func (c *Cache) lacking(wants map[key]int64) map[key]int64 {
-	list := make([]key, 0, len(wants))
-	for k := range wants {
-		list = append(list, k)
-	}
+// lacking returns those entries that are not here whole, looking at the file of
+// each, and marks the others as used now.
+func (c *Cache) lacking(entries []entry) (missing []entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.opt.Now().Unix()
 	var (
-		mu       sync.Mutex
-		missing  = map[key]int64{}
-		verified = map[key]info{}
-		workers  sync.WaitGroup
+		now     = c.opt.Now().Unix()
+		records = make([]*record, len(entries))
+		unknown atomic.Int64
+		looks   = make([]info, len(entries)) // of those that were hashed
+		gone    = make([]bool, len(entries))
 	)
-	for part := range slices.Chunk(list, len(list)/runtime.GOMAXPROCS(0)+1) {
-		workers.Go(func() {
-			for _, k := range part {
-				i, err := c.dir.lstat(k.String())
-				if r := c.items[k]; err == nil && r != nil && r.size == wants[k] && r.matches(k, i) {
-					continue
-				}
-				ok := err == nil && i.regular && i.size == wants[k]
-				if ok {
-					i, ok = c.verify(k, i.size)
-				}
-				mu.Lock()
-				if ok {
-					verified[k] = i
-				} else {
-					missing[k] = wants[k]
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	workers.Wait()
-	for k, i := range verified {
-		c.add(k, i, now)
-	}
-	for k := range missing {
-		if c.items[k] != nil {
-			c.opt.Log.Warn("cache entry is gone or damaged; fetching it again", "dir", c.opt.Dir, "entry", k.String())
-			c.drop(k)
+	eachOf(len(entries), func(n int) {
+		if records[n] = c.items[entries[n].key]; records[n] == nil {
+			unknown.Add(1)
+		}
+	})
+	// A file that the state does not name is what a kill left. Where that are
+	// more than there can be, one look at the directory saves one at each.
+	isHere := func(key) bool { return true }
+	if int(unknown.Load()) > len(c.items) {
+		if names, err := c.names(); err == nil {
+			isHere = func(k key) bool { return names[k] }
 		}
 	}
-	for _, k := range list {
-		if r := c.items[k]; r != nil && now-r.used >= usedGrain {
+	eachOf(len(entries), func(n int) {
+		e, r := &entries[n], records[n]
+		if gone[n] = r == nil && !isHere(e.key); gone[n] {
+			return
+		}
+		i, err := c.dir.lstat(e.key.String())
+		if err == nil && r != nil && r.size == e.size && r.matches(e.key, i) {
+			return
+		}
+		ok := err == nil && i.regular && i.size == e.size
+		if ok {
+			looks[n], ok = c.verify(e.key, i.size)
+		}
+		gone[n] = !ok
+	})
+	for n, e := range entries {
+		switch r := records[n]; {
+		case gone[n]:
+			missing = append(missing, e)
+			if r != nil {
+				c.opt.Log.Warn("cache entry is gone or damaged; fetching it again", "dir", c.opt.Dir, "entry", e.key.String())
+				c.drop(e.key)
+			}
+		case looks[n].regular:
+			c.add(e.key, looks[n], now)
+		case now-r.used >= usedGrain:
 			r.used, r.dirty, c.dirty = now, true, true
 		}
 	}
 	return missing
+}
+
+// names are the entries that the directory has.
+func (c *Cache) names() (map[key]bool, error) {
+	f, err := os.Open(c.opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	list, err := f.Readdirnames(-1)
+	names := make(map[key]bool, len(list))
+	for _, name := range list {
+		if k, ok := parseKey(name); ok {
+			names[k] = true
+		}
+	}
+	return names, err
+}
+
+// eachOf calls fn for 0 to n−1, on all processors.
+func eachOf(n int, fn func(n int)) {
+	var workers sync.WaitGroup
+	part := n/runtime.GOMAXPROCS(0) + 1
+	for from := 0; from < n; from += part {
+		workers.Go(func() {
+			for at := from; at < min(from+part, n); at++ {
+				fn(at)
+			}
+		})
+	}
+	workers.Wait()
 }
 
 // usedGrain is how many seconds the time of an entry's last use may be off, so

@@ -33,16 +33,16 @@ const (
 )
 
 // fetch gets what is missing into the cache.
-func (c *Cache) fetch(ctx context.Context, from Source, missing map[key]int64) error {
+func (c *Cache) fetch(ctx context.Context, from Source, missing []entry) error {
 	type modes struct{ plain, exec bool }
 	wanted := make(map[cas.Digest]modes, len(missing))
 	var bytes int64
-	for k, size := range missing {
-		d := cas.Digest{Hash: k.hash, Size: size}
+	for _, e := range missing {
+		d := cas.Digest{Hash: e.key.hash, Size: e.size}
 		m := wanted[d]
-		m.plain, m.exec = m.plain || !k.exec, m.exec || k.exec
+		m.plain, m.exec = m.plain || !e.key.exec, m.exec || e.key.exec
 		wanted[d] = m
-		bytes += size
+		bytes += e.size
 	}
 	f := &fetching{c: c, saved: time.Now(), pause: saveEvery}
 	var small, large []cas.Digest

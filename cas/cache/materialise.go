@@ -15,6 +15,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Method is how the files of a tree come into a directory.
@@ -84,21 +85,8 @@ func (c *Cache) Materialise(ctx context.Context, from Source, root cas.Digest, d
 	c.mu.Unlock()
 	res = &Result{Files: len(p.files), Top: dst, Undo: func() error { return nil }}
 	res.Items, res.Bytes = c.Usage()
-	wants := p.wants()
-	missing := c.lacking(wants)
-	sizes := map[cas.Hash]int64{}
-	for k, n := range missing {
-		sizes[k.hash] = n
-	}
-	seen := map[cas.Hash]bool{}
-	for k, n := range wants {
-		if _, cold := sizes[k.hash]; !seen[k.hash] && cold {
-			res.Cold = append(res.Cold, n)
-		} else if !seen[k.hash] {
-			res.Hot = append(res.Hot, n)
-		}
-		seen[k.hash] = true
-	}
+	missing := c.lacking(p.entries)
+	res.Cold, res.Hot = blobSizes(p.entries, missing)
 	if len(missing) > 0 {
 		if err := c.makeRoom(ctx, missing, &unlock); err != nil {
 			return nil, err
@@ -125,6 +113,25 @@ func (c *Cache) Materialise(ctx context.Context, from Source, root cas.Digest, d
 	}
 	res.Duration = time.Since(began)
 	return res, nil
+}
+
+// blobSizes returns the sizes of the blobs that are to be fetched, and of the
+// others; one that is wanted with both modes counts once.
+func blobSizes(entries, missing []entry) (cold, hot []int64) {
+	fetched := make(map[cas.Hash]bool, len(missing))
+	for _, e := range missing {
+		fetched[e.key.hash] = true
+	}
+	for _, e := range entries {
+		switch {
+		case e.twin:
+		case len(fetched) > 0 && fetched[e.key.hash]:
+			cold = append(cold, e.size)
+		default:
+			hot = append(hot, e.size)
+		}
+	}
+	return cold, hot
 }
 
 func (c *Cache) saveLogged() {
@@ -240,6 +247,10 @@ func (c *Cache) fillBy(ctx context.Context, p *plan, dst string, how How, m Meth
 			return err
 		}
 	}
+	// From here on the entries stay as they are: what came is saved meanwhile.
+	var saving sync.WaitGroup
+	saving.Go(c.saveLogged)
+	defer saving.Wait()
 	return p.lay(ctx, top, uid, how.GID, put)
 }
 
@@ -247,8 +258,8 @@ func (c *Cache) fillBy(ctx context.Context, p *plan, dst string, how How, m Meth
 func (c *Cache) linked(p *plan) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, f := range p.files {
-		if r := c.items[f.key]; r != nil && r.ctime != 0 {
+	for _, e := range p.entries {
+		if r := c.items[e.key]; r != nil && r.ctime != 0 {
 			r.ctime, r.dirty, c.dirty = 0, true, true
 		}
 	}
@@ -407,7 +418,7 @@ func (e *placeError) Unwrap() error { return e.err }
 func empty(path string) error {
 	entries, err := os.ReadDir(path)
 	for _, e := range entries {
-		err = errors.Join(err, removeAll(filepath.Join(path, e.Name())))
+		err = errors.Join(err, debris.Remove(filepath.Join(path, e.Name())))
 	}
 	return err
 }

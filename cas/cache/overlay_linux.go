@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // overlay mounts the ready tree of p at dst; what the task writes goes to
@@ -27,7 +29,7 @@ func (c *Cache) overlay(ctx context.Context, p *plan, dst string, how How, res *
 	})
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo(), removeAll(upper), removeAll(work))
+			err = errors.Join(err, undo(), debris.Remove(upper), debris.Remove(work))
 		}
 	}()
 	for _, d := range []string{upper, work} {

@@ -2,15 +2,18 @@ package cache
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // treePath is a file about a tree: "" its messages, ".d" the ready tree, ".ok"
@@ -76,10 +79,10 @@ func (c *Cache) keepTree(root cas.Digest, tree map[cas.Hash]*cas.Directory) erro
 type look struct {
 	boot  string
 	dirs  []info
-	files []uint64 // inodes
+	files []uint64 // inodes of the entries
 }
 
-var lookMagic = []byte("skep tree 1\n")
+var lookMagic = []byte("skep tree 2\n")
 
 func (l *look) encode() []byte {
 	b := append([]byte(nil), lookMagic...)
@@ -154,12 +157,12 @@ func decodeLook(b []byte) (*look, error) {
 func (c *Cache) inodes(p *plan) []uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]uint64, len(p.files))
-	for n, f := range p.files {
-		if r := c.items[f.key]; r != nil {
+	out := make([]uint64, len(p.entries))
+	eachOf(len(out), func(n int) {
+		if r := c.items[p.entries[n].key]; r != nil {
 			out[n] = r.ino
 		}
-	}
+	})
 	return out
 }
 
@@ -170,7 +173,7 @@ func (c *Cache) intact(p *plan) bool {
 		return false
 	}
 	l, err := decodeLook(b)
-	if err != nil || l.boot != c.boot || len(l.dirs) != len(p.dirs) || len(l.files) != len(p.files) {
+	if err != nil || l.boot != c.boot || len(l.dirs) != len(p.dirs) || len(l.files) != len(p.entries) {
 		return false
 	}
 	for n, ino := range c.inodes(p) {
@@ -197,17 +200,16 @@ func lookAt(path string, p *plan) ([]info, error) {
 		return nil, err
 	}
 	defer top.close()
-	out := make([]info, len(p.dirs))
-	for n, at := range p.paths() {
-		if at == "" {
-			at = "."
+	out, errs := make([]info, len(p.dirs)), make([]error, len(p.dirs))
+	paths := p.paths()
+	eachOf(len(out), func(n int) {
+		at := cmp.Or(paths[n], ".")
+		if out[n], errs[n] = top.lstat(at); errs[n] == nil && !out[n].isDir {
+			errs[n] = fmt.Errorf("%s is no directory", at)
 		}
-		if out[n], err = top.lstat(at); err != nil {
-			return nil, err
-		}
-		if !out[n].isDir {
-			return nil, fmt.Errorf("%s is no directory", at)
-		}
+	})
+	if n := slices.IndexFunc(errs, func(err error) bool { return err != nil }); n >= 0 {
+		return nil, errs[n]
 	}
 	return out, nil
 }
@@ -252,7 +254,7 @@ func (c *Cache) build(ctx context.Context, p *plan, path string) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = removeAll(temp)
+			_ = debris.Remove(temp)
 		}
 	}()
 	top, err := openDir(temp)
@@ -298,16 +300,19 @@ func (c *Cache) build(ctx context.Context, p *plan, path string) (err error) {
 func (c *Cache) relook(p *plan) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k := range p.wants() {
+	changed := make([]bool, len(p.entries))
+	eachOf(len(p.entries), func(n int) {
+		k := p.entries[n].key
 		r := c.items[k]
 		i, err := c.dir.lstat(k.String())
 		if r == nil || err != nil || r.ctime == 0 || r.ctime == i.ctime {
-			continue
+			return
 		}
 		was := *r
 		was.ctime = 0
 		if was.matches(k, i) {
-			r.ctime, r.dirty, c.dirty = i.ctime, true, true
+			r.ctime, r.dirty, changed[n] = i.ctime, true, true
 		}
-	}
+	})
+	c.dirty = c.dirty || slices.Contains(changed, true)
 }

@@ -19,6 +19,15 @@ type plan struct {
 	files []planFile
 	links []planLink
 	bytes int64
+
+	entries []entry // what it is made from, each once, in the order of files
+}
+
+// entry is a file of the cache that a plan needs.
+type entry struct {
+	key  key
+	size int64
+	twin bool // an entry before it has the same content and the other mode
 }
 
 type planDir struct {
@@ -31,7 +40,6 @@ type planFile struct {
 	dir  int
 	name string
 	key  key
-	size int64
 }
 
 type planLink struct {
@@ -42,10 +50,12 @@ type planLink struct {
 // newPlan lays out the tree of root, or says why no directory can be made of
 // it. Nothing has been written then.
 func newPlan(root cas.Digest, tree map[cas.Hash]*cas.Directory) (*plan, error) {
-	if err := measure(root, tree); err != nil {
+	entries, err := measure(root, tree)
+	if err != nil {
 		return nil, err
 	}
-	p := &plan{root: root}
+	p := &plan{root: root, files: make([]planFile, 0, entries)}
+	add := p.indexer(entries)
 	var paths []string
 	var walk func(parent int, name, at string, d *cas.Directory) error
 	walk = func(parent int, name, at string, d *cas.Directory) error {
@@ -57,7 +67,11 @@ func newPlan(root cas.Digest, tree map[cas.Hash]*cas.Directory) (*plan, error) {
 				return skep.Errorf(skep.Invalid, "input tree %s: %s has a size of %d bytes", root, path.Join(at, f.Name), f.Digest.Size)
 			}
 			p.bytes += f.Digest.Size
-			p.files = append(p.files, planFile{self, f.Name, key{f.Digest.Hash, f.Executable}, f.Digest.Size})
+			k := key{f.Digest.Hash, f.Executable}
+			p.files = append(p.files, planFile{self, f.Name, k})
+			if err := add(k, f.Digest.Size); err != nil {
+				return err
+			}
 		}
 		for _, l := range d.Symlinks {
 			if cas.Escapes(at, l.Target) {
@@ -78,7 +92,7 @@ func newPlan(root cas.Digest, tree map[cas.Hash]*cas.Directory) (*plan, error) {
 	if err := p.checkLinks(paths); err != nil {
 		return nil, err
 	}
-	return p, p.checkSizes()
+	return p, nil
 }
 
 func directory(tree map[cas.Hash]*cas.Directory, d cas.Digest) *cas.Directory {
@@ -88,10 +102,10 @@ func directory(tree map[cas.Hash]*cas.Directory, d cas.Digest) *cas.Directory {
 	return tree[d.Hash]
 }
 
-// measure refuses a tree that is too deep, too large or not whole, without
-// walking what it unfolds to: a few directories can name each other a million
-// times.
-func measure(root cas.Digest, tree map[cas.Hash]*cas.Directory) error {
+// measure returns how many entries a tree has. It refuses one that is too
+// deep, too large or not whole, without walking what it unfolds to: a few
+// directories can name each other a million times.
+func measure(root cas.Digest, tree map[cas.Hash]*cas.Directory) (entries int, err error) {
 	type extent struct{ entries, depth int }
 	seen := map[cas.Hash]extent{}
 	var missing []cas.Digest
@@ -122,28 +136,38 @@ func measure(root cas.Digest, tree map[cas.Hash]*cas.Directory) error {
 	e, err := walk(root, 1)
 	switch {
 	case err != nil:
-		return err
+		return 0, err
 	case len(missing) > 0:
-		return &cas.MissingError{Digests: missing}
+		return 0, &cas.MissingError{Digests: missing}
 	case e.depth > cas.MaxDepth:
-		return skep.Errorf(skep.Invalid, "input tree %s is more than %d directories deep", root, cas.MaxDepth)
+		return 0, skep.Errorf(skep.Invalid, "input tree %s is more than %d directories deep", root, cas.MaxDepth)
 	case e.entries > cas.MaxTreeEntries:
-		return skep.Errorf(skep.Invalid, "input tree %s has more than %d entries", root, cas.MaxTreeEntries)
+		return 0, skep.Errorf(skep.Invalid, "input tree %s has more than %d entries", root, cas.MaxTreeEntries)
 	}
-	return nil
+	return e.entries, nil
 }
 
-// checkSizes refuses a tree that gives one hash two sizes: at most one of them
-// can be had.
-func (p *plan) checkSizes() error {
-	sizes := make(map[cas.Hash]int64, len(p.files))
-	for _, f := range p.files {
-		if n, ok := sizes[f.key.hash]; ok && n != f.size {
-			return skep.Errorf(skep.Invalid, "input tree %s: blob %s has %d and %d bytes", p.root, f.key.hash, n, f.size)
+// indexer returns what notes the entry of a file, of about n. It refuses a
+// tree that gives one hash two sizes: at most one of them can be had.
+func (p *plan) indexer(n int) func(k key, size int64) error {
+	p.entries = make([]entry, 0, n)
+	first, twins := make(map[cas.Hash]int, n), map[cas.Hash]bool{}
+	return func(k key, size int64) error {
+		at, again := first[k.hash]
+		if !again {
+			first[k.hash] = len(p.entries)
+			p.entries = append(p.entries, entry{key: k, size: size})
+			return nil
 		}
-		sizes[f.key.hash] = f.size
+		if had := p.entries[at]; had.size != size {
+			return skep.Errorf(skep.Invalid, "input tree %s: blob %s has %d and %d bytes", p.root, k.hash, had.size, size)
+		} else if had.key == k || twins[k.hash] {
+			return nil
+		}
+		twins[k.hash] = true
+		p.entries = append(p.entries, entry{key: k, size: size, twin: true})
+		return nil
 	}
-	return nil
 }
 
 // checkLinks refuses links that leave the tree by way of others.
@@ -156,15 +180,6 @@ func (p *plan) checkLinks(paths []string) error {
 		return skep.Errorf(skep.Invalid, "input tree %s: symlink %s leaves the tree by way of another", p.root, out)
 	}
 	return nil
-}
-
-// wants returns what a plan is made from, each entry once.
-func (p *plan) wants() map[key]int64 {
-	w := make(map[key]int64, len(p.files))
-	for _, f := range p.files {
-		w[f.key] = f.size
-	}
-	return w
 }
 
 // encodeTree writes the Directory messages of a tree, each after its length.

@@ -14,6 +14,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Trimmer removes entries, the longest unused first, while nobody else uses
@@ -122,7 +123,7 @@ func (c *Cache) removeTree(h cas.Hash) error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, removeAll(path+".d"), os.Remove(path))
+	return errors.Join(err, debris.Remove(path+".d"), os.Remove(path))
 }
 
 // Enforce removes what is beyond the limits of the cache itself.
@@ -151,10 +152,10 @@ func (t *Trimmer) Close() error {
 
 // makeRoom evicts what the missing entries need room for, in the cache's own
 // limits and on the disk. It gives up our shared lock meanwhile.
-func (c *Cache) makeRoom(ctx context.Context, missing map[key]int64, unlock *func()) error {
+func (c *Cache) makeRoom(ctx context.Context, missing []entry, unlock *func()) error {
 	var need int64
-	for _, n := range missing {
-		need += n
+	for _, e := range missing {
+		need += e.size
 	}
 	free, err := c.opt.Free(c.opt.Dir)
 	if err != nil {
@@ -254,7 +255,7 @@ func (c *Cache) cleanEntries() error {
 		case e.Name() == stateFile, e.Name() == treesDir, strings.HasSuffix(e.Name(), ".lock"):
 			continue
 		}
-		errs = append(errs, removeAll(filepath.Join(c.opt.Dir, e.Name())))
+		errs = append(errs, debris.Remove(filepath.Join(c.opt.Dir, e.Name())))
 	}
 	for k := range c.items {
 		if !here[k] {
@@ -304,7 +305,7 @@ func (c *Cache) cleanTrees() error {
 				continue
 			}
 		}
-		errs = append(errs, removeAll(filepath.Join(top, e.Name())))
+		errs = append(errs, debris.Remove(filepath.Join(top, e.Name())))
 	}
 	return errors.Join(errs...)
 }

@@ -82,13 +82,11 @@ func (s *Store) allPacks() []*pack {
 	return packs
 }
 
-// cutoff returns the second of last use up to which blobs must go to get rid
-// of goal bytes, 0 if nothing may go. Two histograms find it in bounded memory:
-// of the upper halves of the times, then of the lower ones.
-func (s *Store) cutoff(goal int64) uint32 {
+// removable returns the bytes of blobs that need not stay, and calls fn for
+// each of them with the second of its last use.
+func (s *Store) removable(fn func(used uint32, length int64)) (total int64) {
 	now := s.now()
-	upper, lower := make([]int64, 1<<16), make([]int64, 1<<16)
-	var pinned, recent, total int64
+	var pinned, recent int64
 	s.survey(func(_ ref, n int64, used uint32, flags uint8) {
 		switch pin, fresh := s.protected(used, flags, now); {
 		case pin:
@@ -97,12 +95,21 @@ func (s *Store) cutoff(goal int64) uint32 {
 			recent += n
 		default:
 			total += n
-			upper[used>>16] += n
+			fn(used, n)
 		}
 	})
 	s.mu.Lock()
 	s.stats.pinned, s.stats.fresh = pinned, recent
 	s.mu.Unlock()
+	return total
+}
+
+// cutoff returns the second of last use up to which blobs must go to get rid
+// of goal bytes, 0 if nothing may go. Two histograms find it in bounded memory:
+// of the upper halves of the times, then of the lower ones.
+func (s *Store) cutoff(goal int64) uint32 {
+	upper, lower := make([]int64, 1<<16), make([]int64, 1<<16)
+	total := s.removable(func(used uint32, n int64) { upper[used>>16] += n })
 	if total == 0 {
 		return 0
 	}
@@ -118,7 +125,7 @@ func (s *Store) cutoff(goal int64) uint32 {
 		}
 		return last
 	}
-	high := pick(upper)
+	high, now := pick(upper), s.now()
 	s.survey(func(_ ref, n int64, used uint32, flags uint8) {
 		pin, fresh := s.protected(used, flags, now)
 		if int(used>>16) == high && !pin && !fresh {

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -98,6 +99,63 @@ func TestFreshBlobsStay(t *testing.T) {
 	}
 	if s.Usage().Blobs == 0 {
 		t.Error("everything went for a blob that can never fit")
+	}
+	wantDisk(t, s)
+}
+
+// Whoever announces much and sends little takes nobody's place; room is made for
+// what comes.
+func TestAnnouncedBytesEvictNothing(t *testing.T) {
+	c := newClock()
+	s := open(t, limited(t, c, 10_000_000))
+	old := blob(1, 4_000_000)
+	put(t, s, old)
+	c.add(2 * Keep)
+	big := blob(2, 8_000_000)
+	for i := range 50 {
+		up, err := s.Upload(t.Context(), big.Digest, fmt.Sprint("u", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i < 2 {
+			if _, err := up.Write(big.Data[:1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if u := s.Usage(); u.Evicted != 0 || u.Reserved == 0 || u.Reserved > 1_000_000 {
+		t.Errorf("after 50 announcements and 2 bytes: %+v", u)
+	}
+	c.add(2 * UploadKeep)
+	unnamed, err := s.UploadUnnamed(t.Context(), 8_000_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := s.Usage(); u.Reserved != 0 {
+		t.Errorf("%d bytes are reserved for writes that did not begin", u.Reserved)
+	}
+	if m, err := s.Missing(t.Context(), []cas.Digest{old.Digest}); len(m) > 0 || err != nil { // what was asked for stays
+		t.Fatal(m, err)
+	}
+	for at := 0; at < len(big.Data); at += 1_000_000 {
+		if _, err = unnamed.Write(big.Data[at : at+1_000_000]); err != nil {
+			break
+		}
+	}
+	if skep.KindOf(err) != skep.Exhausted || !strings.Contains(err.Error(), "of at most 10000000") {
+		t.Errorf("no room half way: %v, want an Exhausted error with sizes", err)
+	}
+	if err := unnamed.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Upload(t.Context(), big.Digest, "more"); skep.KindOf(err) != skep.Exhausted {
+		t.Errorf("what cannot fit is announced: %v", err)
+	}
+	c.add(2 * Keep)
+	put(t, s, big)
+	wantHas(t, s, old, false)
+	if u := s.Usage(); u.Reserved != 0 || u.OpenedUploads != 0 || u.Bytes > u.Limit {
+		t.Errorf("usage %+v", u)
 	}
 	wantDisk(t, s)
 }

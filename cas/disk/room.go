@@ -89,6 +89,60 @@ func (s *Store) reserve(ctx context.Context, need int64) error {
 	}
 }
 
+// fits refuses a write for which there cannot be room: what need not stay is
+// too little. It evicts nothing and reserves nothing.
+func (s *Store) fits(ctx context.Context, need int64) error {
+	if need > s.o.MaxBytes {
+		return s.full(need, nil)
+	}
+	if s.excess(need) <= 0 {
+		return nil
+	}
+	done, err := s.evicting(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s.free.forget()
+	over := s.excess(need)
+	if over <= 0 {
+		return nil
+	}
+	if s.failedLately(need) {
+		return s.full(need, nil)
+	}
+	if err := s.mark(ctx); err != nil {
+		return err
+	}
+	may := s.removable(func(uint32, int64) {})
+	s.mu.Lock()
+	may += s.dead
+	s.mu.Unlock()
+	if may < over {
+		s.failed.need, s.failed.at = need, s.o.Now()
+		return s.full(need, nil)
+	}
+	return nil
+}
+
+// evicting waits for the token of who evicts, or looks at what may go.
+func (s *Store) evicting(ctx context.Context) (done func(), err error) {
+	select {
+	case s.room <- struct{}{}:
+		return func() { <-s.room }, nil
+	case <-s.quit:
+		return nil, errClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// failedLately says that as much room could not be made a moment ago: a look
+// at every tree for each write would make it worse. The caller has the token.
+func (s *Store) failedLately(need int64) bool {
+	return need >= s.failed.need && s.o.Now().Sub(s.failed.at) < time.Second
+}
+
 func (s *Store) release(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,14 +165,11 @@ func (s *Store) full(need int64, cause error) error {
 // system refused bytes, whatever it said to be free. progress says that there
 // may be more room than before.
 func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) (progress bool, err error) {
-	select {
-	case s.room <- struct{}{}:
-		defer func() { <-s.room }()
-	case <-s.quit:
-		return false, errClosed
-	case <-ctx.Done():
-		return false, ctx.Err()
+	done, err := s.evicting(ctx)
+	if err != nil {
+		return false, err
 	}
+	defer done()
 	s.free.forget()
 	over := s.excess(need)
 	if diskFull {
@@ -127,8 +178,8 @@ func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) (progre
 	if over <= 0 {
 		return true, nil // somebody else was first
 	}
-	if f := &s.failed; !diskFull && need >= f.need && s.o.Now().Sub(f.at) < time.Second {
-		return false, nil // a look at every tree for each write would make it worse
+	if !diskFull && s.failedLately(need) {
+		return false, nil
 	}
 	if err := s.mark(ctx); err != nil {
 		return false, err

@@ -27,7 +27,7 @@ func (s *Store) UploadUnnamed(ctx context.Context, size int64) (*Unnamed, error)
 	if err != nil {
 		return nil, err
 	}
-	up := &Upload{s: s, u: u, d: d}
+	up := &Upload{ctx: ctx, s: s, u: u, d: d}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.owner = up

@@ -44,7 +44,7 @@ type upload struct {
 	data  []byte // of a small blob, instead of a file
 	sum   summer
 	ended bool
-	held  int64 // bytes reserved
+	held  int64 // bytes reserved: those that came, and a step
 	began int64 // bytes of which writing to disk was started
 }
 
@@ -59,6 +59,7 @@ func (u *upload) String() string {
 // Upload is one caller's part in writing one blob. It is not for many
 // goroutines at once.
 type Upload struct {
+	ctx  context.Context // of the caller, who waits for room
 	s    *Store
 	u    *upload
 	done bool // the blob is there
@@ -80,7 +81,7 @@ func (s *Store) Upload(ctx context.Context, d cas.Digest, id string) (*Upload, e
 	}
 	if len(missing) == 0 {
 		s.uploads.drop(s, id)
-		return &Upload{s: s, d: d, done: true}, nil
+		return &Upload{ctx: ctx, s: s, d: d, done: true}, nil
 	}
 	s.expireUploads()
 	s.uploads.mu.Lock()
@@ -94,7 +95,7 @@ func (s *Store) Upload(ctx context.Context, d cas.Digest, id string) (*Upload, e
 	if u.digest != d {
 		return nil, skep.Errorf(skep.Conflict, "upload %q is of blob %s already", id, u.digest)
 	}
-	up := &Upload{s: s, u: u, d: d}
+	up := &Upload{ctx: ctx, s: s, u: u, d: d}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.owner = up
@@ -103,15 +104,15 @@ func (s *Store) Upload(ctx context.Context, d cas.Digest, id string) (*Upload, e
 }
 
 func (s *Store) newUpload(ctx context.Context, d cas.Digest, id string) (*upload, error) {
-	u := &upload{id: id, digest: d, sum: summer{hash: sha256.New()}, held: fileLen(d.Size)}
+	u := &upload{id: id, digest: d, sum: summer{hash: sha256.New()}}
 	u.last.Store(s.o.Now().UnixNano())
-	if err := s.reserve(ctx, u.held); err != nil {
+	// What is only announced takes nobody's place.
+	if err := s.fits(ctx, fileLen(d.Size)); err != nil {
 		return nil, err
 	}
 	if d.Size > smallMax {
 		var err error
 		if u.file, u.temp, err = s.createTemp(); err != nil {
-			s.release(u.held)
 			if isFull(err) {
 				err = s.full(d.Size, err)
 			}
@@ -192,6 +193,10 @@ func (up *Upload) Write(p []byte) (int, error) {
 	if int64(len(p)) > u.digest.Size-u.sum.size {
 		return 0, skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u)
 	}
+	if err := u.hold(up.ctx, up.s, int64(len(p))); err != nil {
+		u.end(up.s)
+		return 0, err
+	}
 	if u.file == nil {
 		u.data = append(u.data, p...)
 		return u.sum.Write(p)
@@ -218,6 +223,37 @@ func (up *Upload) Write(p []byte) (int, error) {
 		u.began += n
 	}
 	return len(p), nil
+}
+
+// Steps in which room is reserved: as much again as has come.
+const (
+	minStep = 256 << 10
+	maxStep = 64 << 20
+)
+
+// hold reserves room for n more bytes, and some ahead.
+func (u *upload) hold(ctx context.Context, s *Store, n int64) error {
+	all, came := fileLen(u.digest.Size), u.sum.size+n
+	if came == u.digest.Size {
+		came = all // with the footer
+	}
+	if came <= u.held {
+		return nil
+	}
+	to := min(all, came+min(max(came, minStep), maxStep))
+	err := s.reserve(ctx, to-u.held)
+	if skep.KindOf(err) == skep.Exhausted { // then what came, and nothing ahead
+		to = came
+		err = s.reserve(ctx, to-u.held)
+	}
+	switch {
+	case skep.KindOf(err) == skep.Exhausted:
+		return s.full(u.digest.Size, nil)
+	case err != nil:
+		return err
+	}
+	u.held = to
+	return nil
 }
 
 // Commit checks the content against the digest and makes the blob durable.

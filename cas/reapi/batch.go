@@ -79,6 +79,10 @@ func (s *Service) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlo
 			return nil, s.status(ctx, tooLarge("written"), "")
 		}
 	}
+	if err := s.memory.Acquire(ctx, total); err != nil {
+		return nil, s.status(ctx, err, "")
+	}
+	defer s.memory.Release(total)
 	errs := make(map[cas.Digest]error, len(digests))
 	blobs := make([]Blob, 0, len(digests))
 	for i, r := range req.Requests {

@@ -20,15 +20,17 @@ const (
 
 type capabilities struct {
 	repb.UnimplementedCapabilitiesServer
-	unnamed bool // blobs may be written before their digest is known
+	elsewhere string // URL of the storage that keeps the blobs; "" = this one does, and takes unnamed writes
 }
 
 // GetCapabilities says what is served. A client that is not told
 // max_batch_total_size_bytes takes it for zero and makes a call for each blob.
 func (c capabilities) GetCapabilities(ctx context.Context, _ *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-	if c.unnamed {
-		_ = grpc.SetHeader(ctx, metadata.Pairs(UnnamedHeader, "1")) // who is not told does without
+	header := metadata.Pairs(UnnamedHeader, "1")
+	if c.elsewhere != "" {
+		header = metadata.Pairs(ElsewhereHeader, c.elsewhere)
 	}
+	_ = grpc.SetHeader(ctx, header) // who is not told does without
 	zstd := []repb.Compressor_Value{repb.Compressor_ZSTD}
 	return &repb.ServerCapabilities{
 		CacheCapabilities: &repb.CacheCapabilities{

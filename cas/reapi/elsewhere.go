@@ -8,6 +8,11 @@ import (
 	"github.com/skepdev/skep/cas"
 )
 
+// ElsewhereHeader is the metadata with which the answer of GetCapabilities names
+// the storage to use instead of this server, as grpc(s)://HOST[:PORT][/INSTANCE].
+// wire: docs/wire/cas.md#storage-elsewhere
+const ElsewhereHeader = "skep-storage"
+
 // elsewhere is the Store of a server that has none: the URL of the one to use.
 type elsewhere string
 

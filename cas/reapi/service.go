@@ -33,32 +33,35 @@ type Service struct {
 	repb.UnimplementedContentAddressableStorageServer
 	bspb.UnimplementedByteStreamServer
 
-	store  Store
-	keeps  bool // blobs, itself
-	log    *slog.Logger
-	admit  func(ctx context.Context, authority, authorization string) error
-	memory *semaphore.Weighted // bytes that batches may hold besides their messages
-	coders *semaphore.Weighted // zstd streams
-	calls  atomic.Int64
+	store     Store
+	elsewhere string // URL of the storage that keeps the blobs; "" = this one does
+	log       *slog.Logger
+	admit     func(ctx context.Context, authority, authorization string) error
+	memory    *semaphore.Weighted // bytes that batches may hold besides their messages
+	coders    *semaphore.Weighted // zstd streams
+	calls     atomic.Int64
+	batches   atomic.Int64 // of calls, those of BatchUpdateBlobs
 }
 
 const (
 	maxMemory  = 256 << 20 // bytes that all batches together may hold besides their messages
 	maxCoders  = 32        // zstd streams at once; each may take a little more than maxWindow, and most take a tenth
 	maxCalls   = 1024      // at once, all connections together
+	maxBatches = 128       // BatchUpdateBlobs at once, each with a message of up to maxMessage bytes
 	maxStreams = 128       // at once in one connection
 )
 
 // New returns a service.
 func New(o Options) *Service {
-	keeps := o.Store != nil
-	if !keeps {
+	if o.Store != nil {
+		o.Elsewhere = ""
+	} else {
 		o.Store = elsewhere(o.Elsewhere)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{store: o.Store, keeps: keeps, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory), coders: semaphore.NewWeighted(maxCoders)}
+	return &Service{store: o.Store, elsewhere: o.Elsewhere, log: o.Log, admit: o.Admit, memory: semaphore.NewWeighted(maxMemory), coders: semaphore.NewWeighted(maxCoders)}
 }
 
 // GRPC returns a gRPC server with the three services, ready to Serve.
@@ -79,7 +82,7 @@ func (s *Service) GRPC() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.InTapHandle(s.tap),
 	)
-	repb.RegisterCapabilitiesServer(g, capabilities{unnamed: s.keeps})
+	repb.RegisterCapabilitiesServer(g, capabilities{elsewhere: s.elsewhere})
 	repb.RegisterContentAddressableStorageServer(g, s)
 	bspb.RegisterByteStreamServer(g, s)
 	return g
@@ -103,6 +106,17 @@ func (s *Service) tap(ctx context.Context, info *tap.Info) (context.Context, err
 		s.calls.Add(-1)
 		return ctx, status.Errorf(codes.ResourceExhausted, "the server is answering %d calls; try again", maxCalls)
 	}
-	context.AfterFunc(ctx, func() { s.calls.Add(-1) })
+	isBatch := info.FullMethodName == repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName
+	if isBatch && s.batches.Add(1) > maxBatches { // its bytes are read before the handler could wait
+		s.batches.Add(-1)
+		s.calls.Add(-1)
+		return ctx, status.Errorf(codes.Unavailable, "the server is taking %d batches; try again", maxBatches)
+	}
+	context.AfterFunc(ctx, func() {
+		s.calls.Add(-1)
+		if isBatch {
+			s.batches.Add(-1)
+		}
+	})
 	return ctx, nil
 }

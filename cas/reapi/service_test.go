@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -601,4 +603,53 @@ func TestStalledStreamEnds(t *testing.T) {
 			t.Errorf("got %v, want ABORTED", err)
 		}
 	})
+}
+
+// What a batch unpacks to is within the budget of all batches.
+func TestBatchesShareTheMemory(t *testing.T) {
+	s := New(Options{Store: newMemory()})
+	req := &repb.BatchUpdateBlobsRequest{Requests: []*repb.BatchUpdateBlobsRequest_Request{
+		{Digest: digestPB(cas.Sum(pattern(2000))), Data: pack(t, pattern(2000)), Compressor: repb.Compressor_ZSTD},
+	}}
+	if err := s.memory.Acquire(t.Context(), maxMemory-1999); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := s.BatchUpdateBlobs(ctx, req); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("without memory: %v, want to wait", err)
+	}
+	s.memory.Release(1)
+	if _, err := s.BatchUpdateBlobs(t.Context(), req); err != nil {
+		t.Error(err)
+	}
+	if !s.memory.TryAcquire(2000) {
+		t.Error("memory was not given back")
+	}
+}
+
+// Their messages are read before a handler could wait, so that there are only
+// so many.
+func TestBatchesAtOnce(t *testing.T) {
+	s := New(Options{Store: newMemory()})
+	name := repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range maxBatches {
+		if _, err := s.tap(ctx, &tap.Info{FullMethodName: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if _, err := s.tap(ctx, &tap.Info{FullMethodName: name}); status.Code(err) != codes.Unavailable {
+			t.Errorf("got %v, want Unavailable, which clients repeat", err)
+		}
+	}
+	if _, err := s.tap(ctx, &tap.Info{FullMethodName: repb.ContentAddressableStorage_FindMissingBlobs_FullMethodName}); err != nil {
+		t.Errorf("another method: %v", err)
+	}
+	cancel()
+	for s.calls.Load() != 0 || s.batches.Load() != 0 { // the callbacks have goroutines of their own
+		runtime.Gosched()
+	}
 }

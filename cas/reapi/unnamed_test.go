@@ -3,6 +3,7 @@ package reapi
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -87,6 +88,9 @@ func TestUnnamedWritesAreTold(t *testing.T) {
 		}
 		if got := header.Get(UnnamedHeader); len(got) != tc.want {
 			t.Errorf("got %q", got)
+		}
+		if got := strings.Join(header.Get(ElsewhereHeader), " "); got != tc.o.Elsewhere {
+			t.Errorf("told to go to %q, want %q", got, tc.o.Elsewhere)
 		}
 	}
 }

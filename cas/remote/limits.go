@@ -14,6 +14,10 @@ type Limits struct {
 	ZstdBatch bool  // blobs of a batched upload may be compressed
 	Unnamed   bool  // a blob may be written before its digest is known; a skep server's own
 
+	// Elsewhere is the URL of the storage to use instead, for a New of its own:
+	// a skep server that keeps no blobs says so. "" = this one.
+	Elsewhere string
+
 	sha256, digests bool
 }
 
@@ -39,6 +43,7 @@ func (c *Client) Limits(ctx context.Context) (Limits, error) {
 			return false, malformed(what, err)
 		}
 		l.Unnamed = header.Get(unnamedHeader) == "1"
+		l.Elsewhere = header.Get(elsewhereHeader)
 		return false, nil
 	})
 	if err != nil {

@@ -107,6 +107,13 @@ func (c *Client) readSome(ctx context.Context, list []cas.Digest, each func(cas.
 		open[d] = true
 	}
 	var streams []cas.Digest
+	room := 0
+	for _, d := range list {
+		room += int(d.Size) + perBlob
+	}
+	if cap(*buf) < room { // as much as we ask for, and more only as it comes
+		*buf = make([]byte, 0, room)
+	}
 	damaged, ask := 0, len(list)
 	err := c.retry(ctx, "read blobs", func(ctx context.Context) (bool, error) {
 		list = slices.DeleteFunc(list, func(d cas.Digest) bool { return !open[d] })

@@ -16,6 +16,10 @@ import (
 // answers with its capabilities. wire: docs/wire/cas.md#unnamed-writes
 const unnamedHeader = "skep-unnamed-writes"
 
+// elsewhereHeader is where a skep server that keeps no blobs names the storage
+// to use. wire: docs/wire/cas.md#storage-elsewhere
+const elsewhereHeader = "skep-storage"
+
 const (
 	unnamedFrom  = 16 << 20  // bytes of a file from which sending it in vain may pay
 	unnamedChunk = 256 << 10 // bytes of a message: what was hashed is in the processor's cache when it is sent

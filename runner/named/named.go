@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // Options of the caches of a bot.
@@ -58,7 +60,7 @@ func Open(opt Options) (*Caches, error) {
 	list, err := decode(b)
 	if err != nil {
 		opt.Log.Warn("state of the named caches is broken; starting anew", "dir", opt.Dir, "err", err)
-		return c, removeAll(opt.Dir)
+		return c, debris.Remove(opt.Dir)
 	}
 	for _, it := range list {
 		c.items[it.Name] = it
@@ -147,7 +149,7 @@ func (c *Caches) Uninstall(name, src string) error {
 		return fmt.Errorf("cache %s: %w", name, err)
 	}
 	if old, ok := c.items[name]; ok { // it cannot be: one task had it
-		if err := removeAll(c.path(old.Dir)); err != nil {
+		if err := debris.Remove(c.path(old.Dir)); err != nil {
 			return err
 		}
 		delete(c.items, name)
@@ -187,7 +189,7 @@ func (c *Caches) link(name, dir string) error {
 	if got, err := os.Readlink(at); err == nil && got == to {
 		return nil
 	}
-	if err := removeAll(at); err != nil {
+	if err := debris.Remove(at); err != nil {
 		return err
 	}
 	if err := os.Symlink(to, at); err != nil && !errors.Is(err, errors.ErrUnsupported) {
@@ -233,21 +235,6 @@ func sizeOf(dir string) (total int64, err error) {
 	return total, err
 }
 
-// removeAll removes a tree, also one whose directories a task made unwritable.
-func removeAll(path string) error {
-	err := os.RemoveAll(path)
-	if err == nil {
-		return nil
-	}
-	_ = filepath.WalkDir(path, func(p string, e fs.DirEntry, _ error) error {
-		if e != nil && e.IsDir() {
-			_ = os.Chmod(p, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(path)
-}
-
 // Trimmer removes caches, the longest unused first.
 type Trimmer struct {
 	c     *Caches
@@ -289,7 +276,7 @@ func (t *Trimmer) Evict() (int64, error) {
 	delete(t.c.items, it.Name)
 	t.c.opt.Log.Info("named cache removed", "cache", it.Name, "bytes", it.Size)
 	_ = os.Remove(t.c.path(linksDir, it.Name))
-	return it.Size, errors.Join(t.c.save(), removeAll(t.c.path(it.Dir)))
+	return it.Size, errors.Join(t.c.save(), debris.Remove(t.c.path(it.Dir)))
 }
 
 // Enforce removes what is beyond the limits of the caches themselves.
@@ -332,7 +319,7 @@ func (c *Caches) Clean() error {
 		case ok && e.IsDir():
 			here[name] = true
 		default:
-			errs = append(errs, removeAll(c.path(e.Name())))
+			errs = append(errs, debris.Remove(c.path(e.Name())))
 		}
 	}
 	for name := range c.items {
@@ -343,7 +330,7 @@ func (c *Caches) Clean() error {
 	links, _ := os.ReadDir(c.path(linksDir))
 	for _, e := range links {
 		if !here[e.Name()] {
-			errs = append(errs, removeAll(c.path(linksDir, e.Name())))
+			errs = append(errs, debris.Remove(c.path(linksDir, e.Name())))
 		}
 	}
 	if len(c.items) > 0 {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/debris"
 	"github.com/skepdev/skep/internal/proc"
 )
 
@@ -257,13 +258,7 @@ func (s *site) close() error {
 		fmt.Println("kept:", s.root)
 		return err
 	}
-	_ = filepath.WalkDir(s.root, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	return errors.Join(err, os.RemoveAll(s.root))
+	return errors.Join(err, debris.Remove(s.root))
 }
 
 // tail is the end of a log.
