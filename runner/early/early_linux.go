@@ -35,7 +35,7 @@ func start() *Process {
 	if _, _, errno := syscall.RawSyscall(sysCloseRange, lifeFD, 1<<31-1, cloexec); errno != 0 {
 		return nil
 	}
-	var exe [4096]byte
+	var exe [512]byte
 	n, err := syscall.Readlink("/proc/self/exe", exe[:])
 	if err != nil || n == len(exe) {
 		return nil
@@ -67,12 +67,16 @@ func start() *Process {
 // isRunner reports whether this process is a task_runner of a bot: package os,
 // which knows the arguments, is not there yet.
 func isRunner() bool {
+	var st syscall.Stat_t // a person who tries the subcommand has no life line to give
+	if syscall.Fstat(lifeFD, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
+		return false
+	}
 	fd, err := syscall.Open("/proc/self/cmdline", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
 	defer syscall.Close(fd)
-	var b [4096]byte
+	var b [512]byte // few pages are touched yet, and each is dear
 	n, err := syscall.Read(fd, b[:])
 	const end = "\x00task_runner\x00"
 	if err != nil || n < len(end) || n == len(b) || string(b[n-len(end):n]) != end {
@@ -83,8 +87,7 @@ func isRunner() bool {
 			return false // it is not the first argument
 		}
 	}
-	var st syscall.Stat_t // a person who tries the subcommand has no life line to give
-	return syscall.Fstat(lifeFD, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFIFO
+	return true
 }
 
 func shut(pipes [][2]int) {
