@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Dimensions are what a bot says of itself: each key has one or more values.
@@ -91,7 +92,9 @@ const (
 	MaxDimensionValues = 1024
 )
 
-var dimensionKey = regexp.MustCompile(`^[a-zA-Z\-_.][0-9a-zA-Z\-_.]*$`)
+// dimensionKey is made when it is first asked for: most processes of a task
+// never do.
+var dimensionKey = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z\-_.][0-9a-zA-Z\-_.]*$`) })
 
 // CheckDimensionKey returns an Invalid error about field if key cannot be one.
 func CheckDimensionKey(field, key string) error {
@@ -100,8 +103,8 @@ func CheckDimensionKey(field, key string) error {
 		return Invalidf(field, "the key is empty")
 	case len(key) > MaxDimensionKey:
 		return Invalidf(field, "key %.20q… has %d characters, at most %d are allowed", key, len(key), MaxDimensionKey)
-	case !dimensionKey.MatchString(key):
-		return Invalidf(field, "key %q must match %s", key, dimensionKey)
+	case !dimensionKey().MatchString(key):
+		return Invalidf(field, "key %q must match %s", key, dimensionKey())
 	}
 	return nil
 }

@@ -16,7 +16,11 @@ type isolated struct {
 	output *os.File // what the task writes
 }
 
+// startIsolated starts run_isolated, unless it was started already.
 func startIsolated(exe string) (iso *isolated, err error) {
+	if iso := startedEarly(); iso != nil {
+		return iso, nil
+	}
 	var open []*os.File
 	defer func() {
 		if err != nil {

@@ -47,10 +47,8 @@ func RunIsolatedMain(args []string) int {
 	log, closeLog := openLog(filepath.Join(r.BotDir, "logs", "run_isolated.log"))
 	defer closeLog()
 	r.log = log
-	err := r.makeDirs()
-	if err == nil {
-		r.sit()
-	}
+	r.dirs = dirsOf(&r.setup)
+	r.sit()
 	if code, ok := awaitWord(words, &r.job, "run_isolated", r.Ahead, r.warm()); !ok {
 		return code
 	}
@@ -68,7 +66,7 @@ func RunIsolatedMain(args []string) int {
 			r.parentGone <- struct{}{}
 		}()
 	}
-	return r.run(err)
+	return r.run()
 }
 
 // isolatedRun is one job of run_isolated.
@@ -125,11 +123,9 @@ func (r *isolatedRun) requestStop() {
 	}
 }
 
-// run does the job, unless err says that it could not be prepared.
-func (r *isolatedRun) run(err error) int {
-	if err == nil {
-		err = r.prepare()
-	}
+// run does the job.
+func (r *isolatedRun) run() int {
+	err := r.prepare()
 	if err == nil {
 		err = r.command()
 	}
@@ -161,37 +157,6 @@ func (r *isolatedRun) tell(n isolatedNews) {
 func text(s string) *string { return &s }
 
 func seconds(since time.Time) float64 { return time.Since(since).Seconds() }
-
-// makeDirs makes the directories of the run. spec bot.md §5.2.
-func (r *isolatedRun) makeDirs() error {
-	d := &r.dirs
-	d.run = filepath.Join(r.Dir, runDir)
-	if err := removeTree(d.run); err != nil {
-		return err
-	}
-	if err := os.Mkdir(d.run, 0o700); err != nil {
-		return err
-	}
-	var err error
-	if d.out, err = os.MkdirTemp(r.Dir, "io"); err != nil {
-		return err
-	}
-	if d.temp, err = os.MkdirTemp(r.Dir, "it"); err != nil {
-		return err
-	}
-	d.context = filepath.Join(d.temp, "luci_ctx."+filepath.Base(d.temp)[2:]+".json")
-	if r.User != nil {
-		d.home = filepath.Join(d.temp, "home")
-		if err := os.Mkdir(d.home, 0o700); err != nil {
-			return err
-		}
-	}
-	d.botFile = filepath.Join(d.temp, "bot_file.json")
-	if err := os.WriteFile(d.context, nil, 0o600); err != nil {
-		return err
-	}
-	return r.own(d.run, d.out, d.temp, d.home, d.context)
-}
 
 // ownPIDs reports whether the task gets a PID namespace, whose PID 1 sees to
 // its view.
@@ -229,20 +194,7 @@ func (r *isolatedRun) prepare() error {
 }
 
 // own gives paths to the task's user; "" is skipped.
-func (r *isolatedRun) own(paths ...string) error {
-	if r.User == nil {
-		return nil
-	}
-	for _, p := range paths {
-		if p == "" {
-			continue
-		}
-		if err := os.Lchown(p, int(r.User.UID), int(r.User.GID)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (r *isolatedRun) own(paths ...string) error { return ownedBy(r.User, paths...) }
 
 // command runs the task's command. What is the task's own fault becomes exit
 // code 1 and a text in its output; the error is ours.

@@ -43,6 +43,8 @@ type pair struct {
 	life  *os.File
 	news  *os.File
 	dir   string
+	out   string // in dir, see makeRunDirs
+	temp  string
 	place *proc.Place
 
 	reported bool // its Summary is here: the task is over
@@ -180,6 +182,9 @@ func (s *Starter) furnish(p *pair) (err error) {
 	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
 		return fmt.Errorf("work directory: %w", err)
 	}
+	if p.out, p.temp, err = makeRunDirs(p.dir, s.iso.User); err != nil {
+		return fmt.Errorf("directories of a run: %w", err)
+	}
 	place, err := proc.Plan(s.method, "skep-"+strings.ToLower(rand.Text()[:16]))
 	if err != nil {
 		return fmt.Errorf("contain a task: %w", err)
@@ -281,7 +286,7 @@ func (s *Starter) say(p *pair, w runnerWord) error {
 
 func (s *Starter) setup(p *pair, ahead bool) *setup {
 	u := &setup{
-		BotDir: s.cfg.BotDir, Dir: p.dir, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
+		BotDir: s.cfg.BotDir, Dir: p.dir, Out: p.out, Temp: p.temp, Environ: baseEnviron(s.cfg.Environ, s.cfg.EnvPass),
 		Place: *p.place, User: s.iso.User, Hide: s.iso.Hide, Ahead: ahead,
 		Storage: s.storage(),
 	}

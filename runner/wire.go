@@ -23,6 +23,8 @@ const (
 type setup struct {
 	BotDir  string
 	Dir     string // the work directory w
+	Out     string // in it, for ${ISOLATED_OUTDIR}
+	Temp    string // in it, for temporary files
 	Environ []string
 	Context json.RawMessage // the LUCI_CONTEXT that the bot itself was given
 	Place   proc.Place

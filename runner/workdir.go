@@ -8,6 +8,7 @@ import (
 
 	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/internal/debris"
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // removeTree removes dir and everything in it, also what a task made
@@ -48,4 +49,60 @@ func makeWorkDir(botDir string) (string, error) {
 		return "", errors.Join(err, terr)
 	}
 	return dir, os.Chmod(dir, 0o711)
+}
+
+// makeRunDirs makes in the work directory w what every run finds there, for
+// the task's user u, and returns the names that are not fixed. bot_main does
+// it, which has nothing else to do while the processes of a run come up.
+// spec bot.md §5.2.
+func makeRunDirs(w string, u *proc.User) (out, temp string, err error) {
+	run := filepath.Join(w, runDir)
+	if err = os.Mkdir(run, 0o700); err != nil {
+		return "", "", err
+	}
+	if out, err = os.MkdirTemp(w, "io"); err != nil {
+		return "", "", err
+	}
+	if temp, err = os.MkdirTemp(w, "it"); err != nil {
+		return "", "", err
+	}
+	d := dirsOf(&setup{Dir: w, Out: out, Temp: temp, User: u})
+	if d.home != "" {
+		if err = os.Mkdir(d.home, 0o700); err != nil {
+			return "", "", err
+		}
+	}
+	if err = os.WriteFile(d.context, nil, 0o600); err != nil {
+		return "", "", err
+	}
+	return out, temp, ownedBy(u, d.run, d.out, d.temp, d.home, d.context)
+}
+
+// dirsOf returns what makeRunDirs made.
+func dirsOf(s *setup) dirs {
+	d := dirs{
+		run: filepath.Join(s.Dir, runDir), out: s.Out, temp: s.Temp,
+		context: filepath.Join(s.Temp, "luci_ctx."+filepath.Base(s.Temp)[2:]+".json"),
+		botFile: filepath.Join(s.Temp, "bot_file.json"),
+	}
+	if s.User != nil {
+		d.home = filepath.Join(s.Temp, "home")
+	}
+	return d
+}
+
+// ownedBy gives paths to u, if there is one; "" is skipped.
+func ownedBy(u *proc.User, paths ...string) error {
+	if u == nil {
+		return nil
+	}
+	for _, p := range paths {
+		if p == "" {
+			continue
+		}
+		if err := os.Lchown(p, int(u.UID), int(u.GID)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

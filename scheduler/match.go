@@ -44,7 +44,7 @@ func (s *Scheduler) match(ctx context.Context) {
 		claims  map[*waiter]Command
 	)
 	err := s.store.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
-		emptied, claims = nil, map[*waiter]Command{}
+		emptied, claims = nil, nil
 		var waiting []*skep.Task
 		left := map[skep.QueueID]int{}
 		for _, q := range r.queues {
@@ -59,32 +59,17 @@ func (s *Scheduler) match(ctx context.Context) {
 			waiting = append(waiting, ws...)
 		}
 		pairs := assign(waiting, r.queues)
-		ids := make([]skep.BotID, len(pairs))
-		for i, m := range pairs {
-			ids[i] = m.waiter.bot.ID
-		}
-		free, err := tx.FreeBots(ids)
-		if err != nil {
-			return err
-		}
 		reqs, err := s.requests(ctx, tx, pairs)
 		if err != nil {
 			return err
 		}
-		for _, m := range pairs {
-			// An earlier poll of the bot may have got a task since this one came in.
-			// Then this poll gets nothing, and the next one tells what became of it. So
-			// does one whose bot another server told to drain while it waited here.
-			bot, ok := free[m.waiter.bot.ID]
-			if !ok || bot.Ill && !m.waiter.ill {
-				claims[m.waiter] = Command{}
-				continue
+		if claims, err = s.claimAll(ctx, tx, pairs, reqs); err != nil {
+			return err
+		}
+		for _, c := range claims {
+			if c.Task != nil {
+				left[c.Task.Queue]--
 			}
-			if claims[m.waiter], err = s.claim(ctx, tx, m.task, reqs[m.task.ID], m.waiter); err != nil {
-				return err
-			}
-			delete(free, m.waiter.bot.ID)
-			left[m.task.Queue]--
 		}
 		for _, q := range r.queues {
 			if left[q.id] == 0 {
@@ -99,13 +84,21 @@ func (s *Scheduler) match(ctx context.Context) {
 		emptied = nil
 	}
 	s.queues.finish(r, emptied, claims, err)
+	s.claimed(ctx, claims)
+}
+
+// claimed tells whoever cares of claims that are committed, and returns how
+// many tasks were given away.
+func (s *Scheduler) claimed(ctx context.Context, claims map[*waiter]Command) (n int) {
 	for _, c := range claims {
 		if c.Task != nil {
+			n++
 			s.recent.drop(c.Task.ID)
 			s.moved(ctx, c.Task, skep.Pending)
 			s.hub.notify(c.Task.ID)
 		}
 	}
+	return n
 }
 
 type pair struct {
@@ -158,6 +151,34 @@ func (s *Scheduler) requests(ctx context.Context, tx *store.Tx, pairs []pair) (m
 		}
 	}
 	return reqs, nil
+}
+
+// claimAll claims for each poll its task.
+func (s *Scheduler) claimAll(ctx context.Context, tx *store.Tx, pairs []pair, reqs map[skep.TaskID]*skep.TaskRequest) (map[*waiter]Command, error) {
+	ids := make([]skep.BotID, len(pairs))
+	for i, m := range pairs {
+		ids[i] = m.waiter.bot.ID
+	}
+	free, err := tx.FreeBots(ids)
+	if err != nil {
+		return nil, err
+	}
+	claims := make(map[*waiter]Command, len(pairs))
+	for _, m := range pairs {
+		// An earlier poll of the bot may have got a task since this one came in.
+		// Then this poll gets nothing, and the next one tells what became of it. So
+		// does one whose bot another server told to drain while it waited here.
+		bot, ok := free[m.waiter.bot.ID]
+		if !ok || bot.Ill && !m.waiter.ill {
+			claims[m.waiter] = Command{}
+			continue
+		}
+		if claims[m.waiter], err = s.claim(ctx, tx, m.task, reqs[m.task.ID], m.waiter); err != nil {
+			return nil, err
+		}
+		delete(free, m.waiter.bot.ID)
+	}
+	return claims, nil
 }
 
 // claim makes a waiting task the bot's.

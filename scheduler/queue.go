@@ -224,6 +224,39 @@ func (qs *queues) begin() round {
 	return r
 }
 
+// direct begins a round for the one poll that can have a task which is about to
+// come into queue id in the commit that takes it in: it waits, and as far as
+// is known here no other task does, for it or in the queue. The round is empty
+// when there is no such poll.
+func (qs *queues) direct(id skep.QueueID) round {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.all[id]
+	if q == nil || q.fill > 0 {
+		return round{}
+	}
+	q.waiters = compact(q.waiters)
+	for _, w := range q.waiters {
+		if w.gone || w.matching || w.once || w.heir || qs.hopes(w) {
+			continue
+		}
+		w.matching = true
+		ws := []*waiter{w}
+		return round{queues: []roundQueue{{id: id, waiters: ws}}, waiters: ws}
+	}
+	return round{}
+}
+
+// hopes reports whether a task may wait for w already.
+func (qs *queues) hopes(w *waiter) bool {
+	for _, q := range qs.all {
+		if q.fill > 0 && w.serves(q) {
+			return true
+		}
+	}
+	return false
+}
+
 // compact drops polls that are gone, once they are the larger part or the
 // list is short.
 func compact(ws []*waiter) []*waiter {
@@ -264,7 +297,7 @@ func (qs *queues) finish(r round, emptied []roundQueue, claims map[*waiter]Comma
 		switch {
 		case err != nil:
 			cmd.Err = err
-		case !claimed && !w.once && !w.gone && !w.leaving:
+		case !claimed && !w.once && !w.gone && !w.leaving && !qs.closed:
 			again = true
 			continue
 		}

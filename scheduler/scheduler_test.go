@@ -135,6 +135,79 @@ func TestAWaitingPollGetsANewTask(t *testing.T) {
 	})
 }
 
+// A task whose queue is known, for which a poll waits that nothing else waits
+// for, is taken in and given away by one change of the store.
+func TestOneChangeTakesATaskInAndGivesItAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.poll(w.bot("b1"), "k0", time.Second)
+		if first := w.submit(slice(time.Hour, true, "pool", "p")); w.poll(w.bot("b1"), "k1", 0).ID != first.ID { // the queue is known now
+			t.Fatal("the first task is not given")
+		}
+		got := make(chan *skep.Task, 1)
+		go func() { got <- w.poll(w.bot("b2"), "k", 40*time.Second) }()
+		synctest.Wait()
+		before := w.store.Stats().Changes
+		task := w.submit(slice(time.Hour, true, "pool", "p"))
+		if task.State != skep.Pending {
+			t.Errorf("its sender is told that it is %v", task.State)
+		}
+		if g := <-got; g == nil || g.ID != task.ID || g.State != skep.Running || g.Bot != "b2" || g.ClaimKey != "k" {
+			t.Fatalf("got %+v", g)
+		}
+		synctest.Wait()
+		if n := w.store.Stats().Changes - before; n != 1 {
+			t.Errorf("%d changes of the store, want 1", n)
+		}
+		if s := w.state(task); s != skep.Running {
+			t.Errorf("the task is %v", s)
+		}
+		if again := w.poll(w.bot("b2"), "k", time.Second); again == nil || again.ID != task.ID {
+			t.Errorf("the same poll got %v", again)
+		}
+	})
+}
+
+// A task that cannot be taken in takes nothing from the poll that it would
+// have gone to; a poll whose bot has a task by now leaves the task to others.
+func TestATaskThatIsNotHandedOverWaits(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		first := w.submit(slice(time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b0"), "k", time.Second)
+		got := make(chan *skep.Task, 1)
+		go func() { got <- w.poll(w.bot("b1"), "k", 40*time.Second) }()
+		synctest.Wait()
+
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		req := &skep.TaskRequest{Name: "t", Priority: 100, Slices: []skep.Slice{slice(time.Hour, true, "pool", "p")}}
+		if _, _, err := w.Submit(gone, req, nil); err == nil {
+			t.Fatal("a call that is over took a task in")
+		}
+		w.submit(slice(time.Hour, true, "pool", "p", "id", "b0")) // is for another bot
+		select {
+		case g := <-got:
+			t.Fatalf("the poll ended with %v", g)
+		default:
+		}
+		// The store says that the bot is busy, whatever its poll believes.
+		if err := w.store.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.Occupy("b1", first.ID, "t", skep.EventTask, "other")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		task := w.submit(slice(time.Hour, true, "pool", "p"))
+		if g := <-got; g != nil {
+			t.Errorf("a busy bot got %v", g)
+		}
+		if s := w.state(task); s != skep.Pending {
+			t.Errorf("the task is %v", s)
+		}
+		if g := w.poll(w.bot("b2"), "k", time.Second); g == nil || g.ID != task.ID {
+			t.Errorf("the next bot got %v", g)
+		}
+	})
+}
+
 func TestAPollWithoutWorkEndsInTime(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		begun := time.Now()

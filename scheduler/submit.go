@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -48,9 +49,14 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 	if err != nil {
 		return nil, nil, err
 	}
+	var r round
+	if t.State == skep.Pending {
+		r = s.queues.direct(t.Queue)
+	}
 	var earlier skep.TaskID
+	var claims map[*waiter]Command
 	err = s.store.Update(ctx, func(tx *store.Tx) error {
-		earlier = 0
+		earlier, claims = 0, nil
 		if req.UUID != "" {
 			var err error
 			if earlier, err = tx.TaskByUUID(req.Authenticated, req.UUID); err != nil || earlier != 0 {
@@ -73,22 +79,52 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 				return err
 			}
 		}
-		return tx.CreateTask(ready)
+		if err := tx.CreateTask(ready); err != nil {
+			return err
+		}
+		claims, err = s.handOver(ctx, tx, t, req, r)
+		return err
 	})
+	s.handedOver(r, claims, err)
 	if err != nil {
 		return nil, nil, err
 	}
 	if earlier != 0 {
 		return s.Find(ctx, earlier)
 	}
-	if t.State == skep.Pending {
+	s.moved(ctx, t, 0)
+	if s.claimed(ctx, claims) == 0 && t.State == skep.Pending {
 		s.recent.put(req)
 		s.queues.add(q)
 		s.queues.filled(t.Queue)
 		s.expiresAt(t.ExpiresAt)
 	}
-	s.moved(ctx, t, 0)
 	return req, t, nil
+}
+
+// handOver claims a task that was just stored for the poll of r, if there is
+// one: then one commit takes the task in and gives it away. t stays as it came
+// in, which is what its sender is told.
+func (s *Scheduler) handOver(ctx context.Context, tx *store.Tx, t *skep.Task, req *skep.TaskRequest, r round) (map[*waiter]Command, error) {
+	mine := *t
+	mine.ServerVersions = slices.Clone(t.ServerVersions)
+	pairs := assign([]*skep.Task{&mine}, r.queues)
+	return s.claimAll(ctx, tx, pairs, map[skep.TaskID]*skep.TaskRequest{t.ID: req})
+}
+
+// handedOver ends the round of handOver. A poll that got nothing goes on
+// waiting, unless nobody knows whether it did.
+func (s *Scheduler) handedOver(r round, claims map[*waiter]Command, err error) {
+	if len(r.waiters) == 0 {
+		return
+	}
+	if err != nil {
+		claims = nil
+	}
+	if skep.KindOf(err) != skep.Unavailable {
+		err = nil
+	}
+	s.queues.finish(r, nil, claims, err)
 }
 
 // queueLife is how long a queue is remembered after its last task expired.

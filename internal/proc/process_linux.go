@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,6 +83,14 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 func waitEnd(pid int) {
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
+}
+
+// Started returns a child of this process that syscall.ForkExec started, the
+// leader of its own process group, and sees to its end as Start does.
+func Started(pid int) *Process {
+	p := &Process{Pid: pid, Started: time.Now(), done: make(chan struct{})}
+	onThread(func() { p.reap(true) })
+	return p
 }
 
 // KeepDescriptors keeps every descriptor above 2 that this process inherited
