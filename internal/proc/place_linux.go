@@ -254,7 +254,7 @@ func removeCgroup(dir string) error {
 
 func kill2(dir string, end time.Time) error {
 	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
@@ -262,6 +262,9 @@ func kill2(dir string, end time.Time) error {
 	}
 	// The kernel marks cgroup.events for poll when populated changes.
 	f, err := os.OpenFile(filepath.Join(dir, "cgroup.events"), os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // another was faster
+	}
 	if err != nil {
 		return err
 	}
