@@ -118,7 +118,7 @@ func parseDrone(name, text string) (*Drone, Faults) {
 		}
 		major, _ := strconv.ParseInt(n[1], 10, 64) // nine digits at most
 		minor, _ := strconv.ParseInt(n[2], 10, 64)
-		out.IO = append(out.IO, DroneIO{Major: major, Minor: minor, Read: l.ReadBps, Write: l.WriteBps})
+		out.IO = append(out.IO, DroneIO{Major: major, Minor: minor, Read: uint64(max(0, l.ReadBps)), Write: uint64(max(0, l.WriteBps))})
 	}
 	d.faults.sort()
 	return out, d.faults

@@ -128,7 +128,13 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 			}
 		}
 		known := d.UUID != ""
+		changed := !known
 		if known {
+			capacity, hive, _, err := tx.DroneSaid(ctx, d.UUID)
+			if err != nil {
+				return err
+			}
+			changed = capacity != d.Capacity || hive != d.Hive
 			ok, err := tx.KeepDrone(d)
 			if err != nil {
 				return err
@@ -151,7 +157,7 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 		if full, err = q.take(ctx, tx, d, &out); err != nil {
 			return err
 		}
-		crowded = !known
+		crowded = changed
 		for _, dut := range out.Duts {
 			crowded = crowded || dut.Hive != d.Hive && !dut.Leaving
 		}

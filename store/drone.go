@@ -50,6 +50,16 @@ func (tx *Tx) KeepDrone(d Drone) (ok bool, err error) {
 	return n > 0, nil
 }
 
+// DroneSaid returns the capacity and hive that a drone reported last; ok is
+// false for an unknown one.
+func (r reads) DroneSaid(ctx context.Context, uuid string) (capacity int, hive string, ok bool, err error) {
+	ok, err = r.q.row(ctx, `SELECT capacity, hive FROM drones WHERE uuid = $1`, []any{uuid}, &capacity, &hive)
+	if err != nil {
+		return 0, "", false, fmt.Errorf("read drone: %w", err)
+	}
+	return capacity, hive, ok, nil
+}
+
 // LockDrone makes the row of a drone this transaction's; ok is false for one
 // that is not known or whose lease is over.
 func (tx *Tx) LockDrone(uuid string) (ok bool, err error) {

@@ -257,9 +257,9 @@ type DroneLimits_IO struct {
 	// Its number, as 8:0.
 	Device string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
 	// Bytes a second.
-	ReadBps uint64 `protobuf:"varint,2,opt,name=read_bps,json=readBps,proto3" json:"read_bps,omitempty"`
+	ReadBps int64 `protobuf:"varint,2,opt,name=read_bps,json=readBps,proto3" json:"read_bps,omitempty"`
 	// Bytes a second.
-	WriteBps      uint64 `protobuf:"varint,3,opt,name=write_bps,json=writeBps,proto3" json:"write_bps,omitempty"`
+	WriteBps      int64 `protobuf:"varint,3,opt,name=write_bps,json=writeBps,proto3" json:"write_bps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -301,14 +301,14 @@ func (x *DroneLimits_IO) GetDevice() string {
 	return ""
 }
 
-func (x *DroneLimits_IO) GetReadBps() uint64 {
+func (x *DroneLimits_IO) GetReadBps() int64 {
 	if x != nil {
 		return x.ReadBps
 	}
 	return 0
 }
 
-func (x *DroneLimits_IO) GetWriteBps() uint64 {
+func (x *DroneLimits_IO) GetWriteBps() int64 {
 	if x != nil {
 		return x.WriteBps
 	}
@@ -342,8 +342,8 @@ const file_configpb_drone_proto_rawDesc = "" +
 	"\x02io\x18\x05 \x03(\v2\x1f.swarming.config.DroneLimits.IOR\x02io\x1aT\n" +
 	"\x02IO\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x19\n" +
-	"\bread_bps\x18\x02 \x01(\x04R\areadBps\x12\x1b\n" +
-	"\twrite_bps\x18\x03 \x01(\x04R\bwriteBpsB)Z'github.com/skepdev/skep/config/configpbb\x06proto3"
+	"\bread_bps\x18\x02 \x01(\x03R\areadBps\x12\x1b\n" +
+	"\twrite_bps\x18\x03 \x01(\x03R\bwriteBpsB)Z'github.com/skepdev/skep/config/configpbb\x06proto3"
 
 var (
 	file_configpb_drone_proto_rawDescOnce sync.Once

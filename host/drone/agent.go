@@ -404,6 +404,20 @@ func (a *Agent) giveAllBack(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit/2)
 	defer cancel()
 	retry := backoff.Exponential{}
+	a.mu.Lock()
+	uuid := a.uuid
+	a.mu.Unlock()
+	if uuid == "" {
+		return
+	}
+	// What was assigned since the last answer goes back too: nothing runs here.
+	if last, err := a.Queen.Report(ctx, uuid, 0); err == nil {
+		a.mu.Lock()
+		for _, d := range last.Duts {
+			a.giveBack[d.Dut] = d.Generation
+		}
+		a.mu.Unlock()
+	}
 	for a.giveSomeBack(ctx) != nil && retry.Sleep(ctx, 0) == nil {
 	}
 }
