@@ -12,6 +12,11 @@ PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 wind
 # The race detector needs cgo, and that a C compiler.
 RACE := $(if $(shell command -v $$($(GO) env CC)),-race)
 
+# What `make dist` packs: hosts of the channel canary get the newest build, those of stable a pinned one. As Debian
+# writes versions.
+CHANNEL = stable
+VERSION = 0.0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -37,11 +42,13 @@ bots: ## build skep-bot for every platform into bin/
 		GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o bin/skep-bot-$$os-$$arch$$ext ./cmd/skep-bot; done
 
 .PHONY: dist
-dist: ## build what a release holds, for every platform, into dist/ with checksums
+dist: ## build what a release holds, for every platform, into dist/ with checksums and packages (CHANNEL=stable|canary)
 	@rm -rf dist && mkdir -p dist
 	@set -e; for p in $(PLATFORMS); do os=$${p%/*} arch=$${p#*/}; ext=; [ $$os != windows ] || ext=.exe; \
 		for c in skep skep-bot; do echo "$$c-$$os-$$arch$$ext"; \
 			GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o dist/$$c-$$os-$$arch$$ext ./cmd/$$c; done; done
+	@set -e; for arch in amd64 arm64; do $(GO) run ./internal/pack -channel $(CHANNEL) -version $(VERSION) -arch $$arch \
+		-epoch $$(git log -1 --format=%ct 2>/dev/null || echo 0) -skep dist/skep-linux-$$arch -out dist; done
 	@cp LICENSE CHANGELOG.md dist/ && cd dist && sha256sum * > SHA256SUMS
 
 .PHONY: test
