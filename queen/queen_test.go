@@ -34,7 +34,7 @@ func court(t *testing.T, p Policy) *Queen {
 	go func() { ended <- q.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		<-ended
+		_ = <-ended
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
@@ -369,7 +369,7 @@ func BenchmarkReport(b *testing.B) {
 	wg.Wait()
 	b.StopTimer()
 	cancel()
-	<-ended
+	_ = <-ended
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")

@@ -181,8 +181,10 @@ func (l *limiter) blockIO(b *specs.LinuxBlockIO) error {
 		devices      []specs.LinuxThrottleDevice
 		file1, word2 string
 	}{
-		{b.ThrottleReadBpsDevice, "read_bps", "rbps"}, {b.ThrottleWriteBpsDevice, "write_bps", "wbps"},
-		{b.ThrottleReadIOPSDevice, "read_iops", "riops"}, {b.ThrottleWriteIOPSDevice, "write_iops", "wiops"},
+		{b.ThrottleReadBpsDevice, "read_bps", "rbps"},
+		{b.ThrottleWriteBpsDevice, "write_bps", "wbps"},
+		{b.ThrottleReadIOPSDevice, "read_iops", "riops"},
+		{b.ThrottleWriteIOPSDevice, "write_iops", "wiops"},
 	} {
 		for _, d := range t.devices {
 			rate2 := fmt.Sprint(d.Rate)

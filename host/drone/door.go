@@ -82,7 +82,7 @@ func (d *Door) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			_ = srv.Close()
-			<-served
+			_ = <-served
 			return ctx.Err()
 		case err := <-served:
 			return err

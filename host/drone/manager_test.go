@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -46,18 +47,26 @@ func TestStartsArePaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
 				var at []time.Time
-				m := &Manager{Start: func(string) (bot.Bot, error) { at = append(at, time.Now()); return start() }}
+				m := &Manager{Start: func(string) (bot.Bot, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					at = append(at, time.Now())
+					return start()
+				}}
 				end := manage(t, m)
 				begun := time.Now()
 				m.Add("a")
 				time.Sleep(5 * time.Second)
 				synctest.Wait()
+				mu.Lock()
 				if n := len(at); n < 2 || n > 5 {
 					t.Errorf("%d starts in 5 s", n)
 				}
+				mu.Unlock()
 				time.Sleep(10 * time.Hour)
-				synctest.Wait()
+				end()
 				for i, first := range at {
 					n := 0
 					for _, next := range at[i:] {
@@ -72,7 +81,6 @@ func TestStartsArePaced(t *testing.T) {
 				if len(at) < 300 {
 					t.Errorf("%d starts in 10 h: it gave up", len(at))
 				}
-				end()
 			})
 		})
 	}
@@ -80,28 +88,39 @@ func TestStartsArePaced(t *testing.T) {
 
 func TestPauseStartsOverAfterTenMinutesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var last *bot.FakeBot
 		var at []time.Time
 		m := &Manager{Start: func(string) (bot.Bot, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			last = bot.NewFakeBot()
 			at = append(at, time.Now())
 			return last, nil
 		}}
+		stop := func() {
+			mu.Lock()
+			defer mu.Unlock()
+			last.Stop()
+		}
 		end := manage(t, m)
 		m.Add("a")
 		for range 8 {
 			time.Sleep(3 * time.Minute)
 			synctest.Wait()
-			last.Stop()
+			stop()
 		}
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		time.Sleep(steady)
-		last.Stop()
+		stop()
 		ended := time.Now()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if pause := at[len(at)-1].Sub(ended); pause <= 0 || pause > minPause {
+		mu.Lock()
+		pause := at[len(at)-1].Sub(ended)
+		mu.Unlock()
+		if pause <= 0 || pause > minPause {
 			t.Errorf("started %v after its end, want within %v", pause, minPause)
 		}
 		end()
@@ -146,6 +165,7 @@ func TestDrainAndTerminate(t *testing.T) {
 		}
 		m.Undrain("undrained")
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		if !slices.Equal(released, []string{"unknown", "ended"}) {
 			t.Errorf("released %v", released)
 		}
@@ -187,6 +207,7 @@ func TestWhatCannotBeEndedIsNotReleased(t *testing.T) {
 		synctest.Wait()
 		m.Terminate("a")
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		if released {
 			t.Error("released while it lives")
 		}

@@ -120,7 +120,7 @@ func (c *cage) memory() error {
 	text, _ := os.ReadFile(cfg.LogFile())
 	lines := strings.Fields(string(text))
 	if e, ok := errors.AsType[*bot.ExitError](err); !ok || e.Code != -9 {
-		return fmt.Errorf("memory: it ended with %v and not by the kernel", err)
+		return fmt.Errorf("memory: it ended by itself and not by the kernel: %w", err)
 	}
 	got, _ := strconv.Atoi(lines[len(lines)-1])
 	fmt.Printf("memory  limit 64 MiB: killed by the kernel after %d MiB of 256\n", got)
