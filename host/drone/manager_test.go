@@ -129,11 +129,17 @@ func TestPauseStartsOverAfterTenMinutesUp(t *testing.T) {
 
 func TestDrainAndTerminate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var released []string
-		starts := 0
+		var mu sync.Mutex
+		var gone []string
+		released := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(gone)
+		}
+		var starts atomic.Int32
 		m := &Manager{
 			Start: func(string) (bot.Bot, error) {
-				starts++
+				starts.Add(1)
 				b := bot.NewFakeBot()
 				b.DrainFunc = func(b *bot.FakeBot) error {
 					go func() { time.Sleep(time.Hour); b.Stop() }()
@@ -142,7 +148,11 @@ func TestDrainAndTerminate(t *testing.T) {
 				b.TerminateFunc = func(b *bot.FakeBot) error { time.Sleep(time.Minute); b.Stop(); return nil }
 				return b, nil
 			},
-			Released: func(id string) { released = append(released, id) },
+			Released: func(id string) {
+				mu.Lock()
+				defer mu.Unlock()
+				gone = append(gone, id)
+			},
 		}
 		end := manage(t, m)
 		for _, id := range []string{"drained", "ended", "undrained"} {
@@ -155,8 +165,8 @@ func TestDrainAndTerminate(t *testing.T) {
 		m.Terminate("ended")
 		m.Terminate("unknown")
 		synctest.Wait()
-		if !slices.Equal(released, []string{"unknown"}) {
-			t.Errorf("released %v at once, want the one that was not known", released)
+		if !slices.Equal(released(), []string{"unknown"}) {
+			t.Errorf("released %v at once, want the one that was not known", released())
 		}
 		for _, s := range m.Status() {
 			if want := map[string]State{"drained": Draining, "ended": Stopping, "undrained": Draining}[s.ID]; s.State != want {
@@ -166,13 +176,13 @@ func TestDrainAndTerminate(t *testing.T) {
 		m.Undrain("undrained")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if !slices.Equal(released, []string{"unknown", "ended"}) {
-			t.Errorf("released %v", released)
+		if !slices.Equal(released(), []string{"unknown", "ended"}) {
+			t.Errorf("released %v", released())
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if !slices.Equal(released, []string{"unknown", "ended", "drained"}) || !slices.Equal(m.Active(), []string{"undrained"}) || starts != 4 {
-			t.Errorf("released %v, active %v, %d starts", released, m.Active(), starts)
+		if !slices.Equal(released(), []string{"unknown", "ended", "drained"}) || !slices.Equal(m.Active(), []string{"undrained"}) || starts.Load() != 4 {
+			t.Errorf("released %v, active %v, %d starts", released(), m.Active(), starts.Load())
 		}
 		m.Block()
 		m.Add("late")
@@ -187,7 +197,7 @@ func TestDrainAndTerminate(t *testing.T) {
 func TestWhatCannotBeEndedIsNotReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tries atomic.Int32
-		released := false
+		var released atomic.Bool
 		m := &Manager{
 			Start: func(string) (bot.Bot, error) {
 				b := bot.NewFakeBot()
@@ -200,7 +210,7 @@ func TestWhatCannotBeEndedIsNotReleased(t *testing.T) {
 				}
 				return b, nil
 			},
-			Released: func(string) { released = true },
+			Released: func(string) { released.Store(true) },
 		}
 		end := manage(t, m)
 		m.Add("a")
@@ -208,12 +218,12 @@ func TestWhatCannotBeEndedIsNotReleased(t *testing.T) {
 		m.Terminate("a")
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if released {
+		if released.Load() {
 			t.Error("released while it lives")
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if !released {
+		if !released.Load() {
 			t.Errorf("not released after %d tries", tries.Load())
 		}
 		end()
