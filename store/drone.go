@@ -118,7 +118,7 @@ func (tx *Tx) TakeDut(name, hive, drone string) (ok bool, err error) {
 // ReleaseDut takes a device from a drone, if it has it by the assignment with
 // this generation; 0 = by any.
 func (tx *Tx) ReleaseDut(name, drone string, generation int64) error {
-	err := tx.write(`UPDATE duts SET drone = '', leaving = 0 WHERE name = $1 AND drone = $2 AND ($3 = 0 OR generation = $3)`, name, drone, generation)
+	err := tx.write(`UPDATE duts SET drone = '', leaving = 0 WHERE name = $1 AND drone = $2 AND (generation = $3 OR $3 = 0)`, name, drone, generation)
 	if err == nil {
 		err = tx.write(`DELETE FROM duts WHERE name = $1 AND drone = '' AND gone = 1`, name)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -250,8 +251,15 @@ func TestKilledWithAllThatItStarted(t *testing.T) {
 	}
 	said(t, c, "up")
 	inPlace := starter.none == nil && starter.method != proc.MethodGroup
+	var place struct {
+		Dirs []string `json:"dirs"`
+	}
 	if entries, _ := journal.Entries(t.Context()); inPlace && len(entries) != 1 {
 		t.Errorf("the journal names %v", entries)
+	} else if inPlace {
+		if err := json.Unmarshal(entries[0].Note, &place); err != nil {
+			t.Error(err)
+		}
 	}
 	if err := b.TerminateOrKill(); err != nil {
 		t.Fatal(err)
@@ -271,9 +279,9 @@ func TestKilledWithAllThatItStarted(t *testing.T) {
 	if entries, _ := journal.Entries(t.Context()); len(entries) != 0 {
 		t.Errorf("the journal still names %v", entries)
 	}
-	if e := b.(*process).place.Dirs; len(e) > 0 {
-		if _, err := os.Stat(e[0]); err == nil {
-			t.Errorf("%s is left", e[0])
+	for _, dir := range place.Dirs {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
 		}
 	}
 }
