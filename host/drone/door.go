@@ -82,7 +82,9 @@ func (d *Door) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			_ = srv.Close()
-			_ = <-served
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
 			return ctx.Err()
 		case err := <-served:
 			return err
