@@ -30,7 +30,9 @@ func manage(t *testing.T, m *Manager) (end func()) {
 			t.Error(err)
 		}
 		cancel()
-		<-done
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 	}
 }
 
