@@ -12,6 +12,11 @@ PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 wind
 # The race detector needs cgo, and that a C compiler.
 RACE := $(if $(shell command -v $$($(GO) env CC)),-race)
 
+# What `make dist` packs: hosts of the channel canary get the newest build, those of stable a pinned one. As Debian
+# writes versions.
+CHANNEL = stable
+VERSION = 0.0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -37,11 +42,13 @@ bots: ## build skep-bot for every platform into bin/
 		GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o bin/skep-bot-$$os-$$arch$$ext ./cmd/skep-bot; done
 
 .PHONY: dist
-dist: ## build what a release holds, for every platform, into dist/ with checksums
+dist: ## build what a release holds, for every platform, into dist/ with checksums and packages (CHANNEL=stable|canary)
 	@rm -rf dist && mkdir -p dist
 	@set -e; for p in $(PLATFORMS); do os=$${p%/*} arch=$${p#*/}; ext=; [ $$os != windows ] || ext=.exe; \
 		for c in skep skep-bot; do echo "$$c-$$os-$$arch$$ext"; \
 			GOOS=$$os GOARCH=$$arch $(BUILD) $(BOT) -o dist/$$c-$$os-$$arch$$ext ./cmd/$$c; done; done
+	@set -e; for arch in amd64 arm64; do $(GO) run ./internal/pack -channel $(CHANNEL) -version $(VERSION) -arch $$arch \
+		-epoch $$(git log -1 --format=%ct 2>/dev/null || echo 0) -skep dist/skep-linux-$$arch -out dist; done
 	@cp LICENSE CHANGELOG.md dist/ && cd dist && sha256sum * > SHA256SUMS
 
 .PHONY: test
@@ -86,7 +93,7 @@ bench: build ## run every benchmark and print the figures of this machine
 	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
-.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.4
 show-1.1: ## a fresh clone is ready in 2 s and runs a first task
 	$(GO) run ./internal/show fresh
 show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
@@ -123,3 +130,5 @@ show-3.6: build ## bot code that is not what was promised is never run; fuzzing 
 	$(GO) run ./internal/show fuzz -only '^Fuzz(Inspect|ParseConfig|Token|Session|Handshake|CodeQuery)$$' ./bot/code ./server
 show-3.7: build ## a task of the previous commit's server is finished by this one
 	$(GO) run ./internal/show upgrade
+show-4.4: ## limits of a bot's cgroup limit, and nothing of a fork bomb survives
+	$(GO) run ./internal/show cage

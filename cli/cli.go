@@ -100,6 +100,7 @@ func newRootCommand(env *Env) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: groupTasks, Title: "Tasks:"},
 		&cobra.Group{ID: groupBots, Title: "Bots:"},
+		&cobra.Group{ID: groupHosts, Title: "Hosts:"},
 		&cobra.Group{ID: groupServer, Title: "Servers:"},
 	)
 	for id, cmds := range map[string][]*cobra.Command{
@@ -111,6 +112,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
+		groupHosts:  {newDroneCommand(env)},
 		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {
@@ -125,6 +127,7 @@ func newRootCommand(env *Env) *cobra.Command {
 const (
 	groupTasks  = "tasks"
 	groupBots   = "bots"
+	groupHosts  = "hosts"
 	groupServer = "server"
 )
 

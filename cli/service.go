@@ -173,6 +173,7 @@ func (s *service) run(ctx context.Context) error {
 	g.Go(func() error { return s.sched.Run(failed) })
 	g.Go(func() error { return s.code.Run(failed) })
 	g.Go(func() error { return s.server.Run(failed) })
+	g.Go(func() error { return s.server.RunQueen(failed) })
 	if s.config != nil {
 		g.Go(func() error { return s.config.run(failed, func() { s.configChanged(failed) }) })
 	}

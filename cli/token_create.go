@@ -22,7 +22,8 @@ func newTokenCreateCommand(env *Env) *cobra.Command {
 		Short: "Make a token and print it",
 		Long: "Make a token and print it, once: only its hash is kept.\n\n" +
 			"Scopes: user creates and reads tasks, cancels its own and lists bots; admin may do everything;\n" +
-			"bot is for bots alone, and bound to bot ids. A bootstrap token (--bootstrap) buys new bots a\n" +
+			"bot is for bots alone, and bound to bot ids; drone is for hosts that run bots of devices, and inventory for\n" +
+			"who declares the devices. A bootstrap token (--bootstrap) buys new bots a\n" +
 			"credential of their own: so many times, so long, and for these bot ids only.",
 		Example: "  skep token create --scope admin --name ann > ~/.skep-token\n  skep token create --scope bot --name lab1 --bot-id 'lab1-*'\n" +
 			"  skep token create --bootstrap --bot-id 'lab1-*' --count 20 --expires 2h",
@@ -32,7 +33,7 @@ func newTokenCreateCommand(env *Env) *cobra.Command {
 				n.Scope = server.ScopeBootstrap
 			}
 			if n.Scope == "" {
-				return usageErrorf(cmd, "--scope is required: user, admin or bot; or --bootstrap")
+				return usageErrorf(cmd, "--scope is required: user, admin, bot, drone or inventory; or --bootstrap")
 			}
 			n.Name = cmp.Or(n.Name, env.Getenv("USER"), n.Scope)
 			tokens, err := openTokens(ctx, env, &flags)
@@ -54,7 +55,7 @@ func newTokenCreateCommand(env *Env) *cobra.Command {
 			})
 		}),
 	}
-	cmd.Flags().Var(newChoice(&n.Scope, "", server.ScopeUser, server.ScopeAdmin, server.ScopeBot, server.ScopeBootstrap), "scope", "what it opens")
+	cmd.Flags().Var(newChoice(&n.Scope, "", server.ScopeUser, server.ScopeAdmin, server.ScopeBot, server.ScopeBootstrap, server.ScopeDrone, server.ScopeInventory), "scope", "what it opens")
 	cmd.Flags().StringVar(&n.Name, "name", "", "who has it, for listings and logs (default $USER)")
 	cmd.Flags().StringArrayVar(&n.Bots, "bot-id", nil, "`ID` of a bot that may use it, or a prefix ending in *; repeatable")
 	cmd.Flags().BoolVar(&bootstrap, "bootstrap", false, "a token for /bootstrap; short for --scope bootstrap")

@@ -19,11 +19,21 @@ const (
 	permGetTask    permission = "swarming.tasks.get"
 	permCancelTask permission = "swarming.tasks.cancel"
 	permInRealm    permission = "swarming.tasks.createInRealm"
+
+	permReportDrone   permission = "skep.drones.report"  // be a drone
+	permDeclareDuts   permission = "skep.drones.declare" // say which devices there are
+	permInspectDrones permission = "skep.drones.inspect" // see drones and devices
 )
 
 // userMay is what scope user allows: it creates and reads tasks, cancels its
 // own, and lists bots. decisions.md 9.
-var userMay = []permission{permPeek, permCreateTask, permListTasks, permListBots, permGetTask}
+var userMay = []permission{permPeek, permCreateTask, permListTasks, permListBots, permGetTask, permInspectDrones}
+
+// Scopes drone and inventory allow one thing each.
+var (
+	droneMay     = []permission{permReportDrone}
+	inventoryMay = []permission{permDeclareDuts, permInspectDrones}
+)
 
 // can reports whether c has p everywhere.
 func (c *caller) can(p permission) bool {
@@ -32,6 +42,10 @@ func (c *caller) can(p permission) bool {
 		return true
 	case ScopeUser:
 		return slices.Contains(userMay, p)
+	case ScopeDrone:
+		return slices.Contains(droneMay, p)
+	case ScopeInventory:
+		return slices.Contains(inventoryMay, p)
 	default:
 		return false
 	}

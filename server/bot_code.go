@@ -120,7 +120,7 @@ func (s *Server) mayHaveCode(r *http.Request) (*http.Request, error) {
 		return r, err
 	}
 	switch c := callerOf(r.Context()); {
-	case c.can(permCreateBot), c.scope == ScopeBot, c.scope == ScopeBootstrap:
+	case c.can(permCreateBot), c.scope == ScopeBot, c.scope == ScopeBootstrap, c.scope == ScopeDrone:
 		return r, nil
 	default:
 		return r, skep.Errorf(skep.Denied, "bot code is for bots and who makes them: bring a bootstrap token as tok= (skep token create --bootstrap)")

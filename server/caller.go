@@ -21,6 +21,11 @@ const (
 	ScopeAdmin = "admin"
 	ScopeBot   = "bot"
 
+	// ScopeDrone gets devices from the queen and fetches bot code; ScopeInventory
+	// tells the queen which devices there are. spec host.md §3.4.
+	ScopeDrone     = "drone"
+	ScopeInventory = "inventory"
+
 	// ScopeBootstrap buys one bot after the other a credential of its own, a
 	// number of times, and nothing else. decisions.md 10.
 	ScopeBootstrap = "bootstrap"

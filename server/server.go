@@ -16,6 +16,7 @@ import (
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/cas/disk"
+	"github.com/skepdev/skep/queen"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/store"
@@ -60,6 +61,7 @@ type Server struct {
 	sessions sessions
 	cursors  cursors
 	hints    cacheHints
+	queen    *queen.Queen
 	rpc      *prpc.Server
 	mux      *http.ServeMux
 	fleet    *fleetHealth
@@ -78,7 +80,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if o.LookEvery == 0 {
 		o.LookEvery = lookEvery
 	}
-	s := &Server{o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now)}
+	s := &Server{o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now), queen: queen.New(o.Store, o.Log)}
 	if err := s.tokens.load(ctx); err != nil {
 		return nil, err
 	}
@@ -192,7 +194,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) serveRPC(w http.ResponseWriter, r *http.Request) error {
-	s.rpc.ServeHTTP(w, r)
+	s.rpc.ServeHTTP(w, withDroneVersion(r))
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/dronepb"
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
@@ -25,6 +26,7 @@ func (s *Server) before(ctx context.Context) (context.Context, error) {
 func (s *Server) register() error {
 	swarming := pb.File_swarmingpb_services_proto.Services()
 	skepTasks := skeppb.File_skeppb_tasks_proto.Services().ByName("Tasks")
+	drones := dronepb.File_dronepb_drone_queen_proto.Services()
 	service := func(name protoreflect.Name) protoreflect.ServiceDescriptor { return swarming.ByName(name) }
 	return errors.Join(
 		s.rpc.Register(service("Tasks"), prpc.Methods{
@@ -70,6 +72,17 @@ func (s *Server) register() error {
 			"Unquarantine": prpc.Unary(s.unquarantineBot),
 			"GetOrders":    prpc.Unary(s.getOrders),
 			"ListAlarms":   prpc.Unary(s.listAlarms),
+		}),
+		s.rpc.Register(drones.ByName("Drone"), prpc.Methods{
+			"ReportDrone": prpc.Unary(s.reportDrone),
+			"ReleaseDuts": prpc.Unary(s.releaseDuts),
+		}),
+		s.rpc.Register(drones.ByName("InventoryProvider"), prpc.Methods{
+			"DeclareDuts": prpc.Unary(s.declareDuts),
+		}),
+		s.rpc.Register(drones.ByName("Inspect"), prpc.Methods{
+			"ListDrones": prpc.Unary(s.listDrones),
+			"ListDuts":   prpc.Unary(s.listDuts),
 		}),
 		s.rpc.Register(skepTasks, prpc.Methods{
 			"Watch": prpc.Unary(s.watch),

@@ -38,7 +38,7 @@ func TokenID(token string) (id string, ok bool) {
 // NewToken describes a token to make.
 type NewToken struct {
 	Name  string        // who has it
-	Scope string        // ScopeUser, ScopeAdmin, ScopeBot or ScopeBootstrap
+	Scope string        // one of the Scope constants
 	Bots  []string      // ScopeBot and ScopeBootstrap: ids, or prefixes ending in *; required
 	Uses  int           // ScopeBootstrap: how many bots it brings in; at least 1
 	Life  time.Duration // 0 = for ever
@@ -50,8 +50,8 @@ func forBots(scope string) bool { return scope == ScopeBot || scope == ScopeBoot
 // cannot be read again.
 func CreateToken(ctx context.Context, st *store.Store, n NewToken) (text, id string, err error) {
 	switch {
-	case !slices.Contains([]string{ScopeUser, ScopeAdmin, ScopeBot, ScopeBootstrap}, n.Scope):
-		return "", "", skep.Invalidf("scope", "%q is not user, admin, bot or bootstrap", n.Scope)
+	case !slices.Contains([]string{ScopeUser, ScopeAdmin, ScopeBot, ScopeBootstrap, ScopeDrone, ScopeInventory}, n.Scope):
+		return "", "", skep.Invalidf("scope", "%q is not user, admin, bot, bootstrap, drone or inventory", n.Scope)
 	case n.Name == "" || strings.ContainsAny(n.Name, " \t\r\n:"):
 		return "", "", skep.Invalidf("name", "%q must not be empty nor contain blanks or colons", n.Name)
 	case forBots(n.Scope) && len(n.Bots) == 0:

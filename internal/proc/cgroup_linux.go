@@ -3,7 +3,6 @@ package proc
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -25,9 +24,20 @@ func ownCgroups() (cgroups, error) {
 }
 
 // parseCgroups combines where hierarchies are mounted with where we are in
-// each. proc_pid_mountinfo(5), cgroups(7).
-func parseCgroups(mountinfo, own string) (c cgroups) {
-	paths := map[string]string{} // controller, or "" for the unified tree
+// each.
+func parseCgroups(mountinfo, own string) cgroups {
+	h := parseHierarchies(mountinfo, own)
+	return cgroups{unified: h[unified], freezer: h["freezer"], pids: h["pids"]}
+}
+
+// unified is the name of the tree of cgroup v2 among hierarchies, which have
+// those of their controllers.
+const unified = ""
+
+// parseHierarchies returns our directory in every hierarchy that is mounted.
+// proc_pid_mountinfo(5), cgroups(7).
+func parseHierarchies(mountinfo, own string) map[string]string {
+	paths := map[string]string{}
 	for line := range strings.Lines(own) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) != 3 {
@@ -37,29 +47,28 @@ func parseCgroups(mountinfo, own string) (c cgroups) {
 			paths[name] = f[2]
 		}
 	}
+	dirs := map[string]string{}
 	for line := range strings.Lines(mountinfo) {
 		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
 		f, tail := strings.Fields(before), strings.Fields(after)
 		if !ok || len(f) < 5 || len(tail) < 3 {
 			continue
 		}
-		root, point, kind, options := unescape(f[3]), unescape(f[4]), tail[0], strings.Split(tail[2], ",")
-		set := func(to *string, name string) {
+		var names []string
+		switch tail[0] {
+		case "cgroup2":
+			names = []string{unified}
+		case "cgroup":
+			names = strings.Split(tail[2], ",")
+		}
+		for _, name := range names {
 			path, in := paths[name]
-			if *to == "" && in {
-				*to = below(point, root, path)
+			if _, known := dirs[name]; in && !known {
+				dirs[name] = below(unescape(f[4]), unescape(f[3]), path)
 			}
 		}
-		switch {
-		case kind == "cgroup2":
-			set(&c.unified, "")
-		case kind == "cgroup" && slices.Contains(options, "freezer"):
-			set(&c.freezer, "freezer")
-		case kind == "cgroup" && slices.Contains(options, "pids"):
-			set(&c.pids, "pids")
-		}
 	}
-	return c
+	return dirs
 }
 
 // below returns where path of the hierarchy is found when root is mounted at

@@ -18,13 +18,16 @@ import (
 type Place struct {
 	Method Method   `json:"method"`
 	Dirs   []string `json:"dirs,omitempty"`   // cgroups made for it
-	Home   []string `json:"home,omitempty"`   // cgroup1: where the starter's thread belongs
+	Home   []string `json:"home,omitempty"`   // of each that is of cgroup v1: where the starter's thread belongs; "" = it is of v2
 	Label  string   `json:"label,omitempty"`  // subreaper: "K=V" in the environment of its processes
 	Hidden bool     `json:"hidden,omitempty"` // its processes see only themselves: own PID and mount namespaces
 
 	// Init is the command that calls InitMain; it is needed where the place has
 	// a PID namespace.
 	Init []string `json:"-"`
+
+	enable []string // controllers of the unified tree that the place needs
+	writes []write  // its limits
 }
 
 // Choose returns want if this process can use it, or the first method that it
@@ -94,6 +97,7 @@ func Plan(m Method, name string) (*Place, error) {
 			return nil, errors.New("no cgroup2 file system")
 		}
 		homes = []string{own.unified}
+		pl.Home = []string{""}
 	case MethodCgroup1:
 		own, err := ownCgroups()
 		if err != nil {
@@ -119,6 +123,11 @@ func Plan(m Method, name string) (*Place, error) {
 
 // Make makes the place. It leaves nothing behind when it fails.
 func (pl *Place) Make() error {
+	if len(pl.enable) > 0 {
+		if err := enable(filepath.Dir(pl.Dirs[0]), pl.enable); err != nil {
+			return err
+		}
+	}
 	for i, dir := range pl.Dirs {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			pl.Dirs = pl.Dirs[:i]
@@ -129,6 +138,9 @@ func (pl *Place) Make() error {
 		if _, err := os.Stat(filepath.Join(pl.Dirs[0], "cgroup.kill")); err != nil {
 			return errors.Join(errors.New("kernel without cgroup.kill (5.14)"), pl.Remove())
 		}
+	}
+	if err := pl.limit(); err != nil {
+		return errors.Join(err, pl.Remove())
 	}
 	return nil
 }
@@ -150,32 +162,38 @@ func (pl *Place) Start(c *Cmd) (*Process, error) {
 	return p, err
 }
 
+// StartOne is Start for a program with other children besides: what is
+// orphaned in the place is left to the system to take in, so that no end is
+// told to the wrong one. The place must be a cgroup.
+func (pl *Place) StartOne(c *Cmd) (*Process, error) {
+	c.NewGroup, c.ParentDeath = true, true
+	return pl.startHere(c)
+}
+
 func (pl *Place) startHere(c *Cmd) (*Process, error) {
-	switch pl.Method {
-	case MethodCgroup2:
-		fd, err := unix.Open(pl.Dirs[0], unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open cgroup %s: %w", pl.Dirs[0], err)
+	for i, dir := range pl.Dirs {
+		if i >= len(pl.Home) || pl.Home[i] == "" {
+			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return nil, fmt.Errorf("open cgroup %s: %w", dir, err)
+			}
+			defer unix.Close(fd)
+			c.cgroup = fd
+			continue
 		}
-		defer unix.Close(fd)
-		c.cgroup = fd
-	case MethodCgroup1:
 		// cgroup v1 holds threads: the one that forks joins, its child is born
 		// inside, and the thread goes home.
-		for i, dir := range pl.Dirs {
-			for _, to := range []struct {
-				dir  string
-				list *[]int
-			}{{dir, &c.threads}, {pl.Home[i], &c.back}} {
-				fd, err := unix.Open(filepath.Join(to.dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-				if err != nil {
-					return nil, fmt.Errorf("open cgroup %s: %w", to.dir, err)
-				}
-				defer unix.Close(fd)
-				*to.list = append(*to.list, fd)
+		for _, to := range []struct {
+			dir  string
+			list *[]int
+		}{{dir, &c.threads}, {pl.Home[i], &c.back}} {
+			fd, err := unix.Open(filepath.Join(to.dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return nil, fmt.Errorf("open cgroup %s: %w", to.dir, err)
 			}
+			defer unix.Close(fd)
+			*to.list = append(*to.list, fd)
 		}
-	default: // nothing to join
 	}
 	if pl.Method == MethodPIDNS || pl.Hidden {
 		c.clone |= unix.CLONE_NEWPID | unix.CLONE_NEWNS
@@ -236,7 +254,7 @@ func removeCgroup(dir string) error {
 
 func kill2(dir string, end time.Time) error {
 	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
@@ -244,6 +262,9 @@ func kill2(dir string, end time.Time) error {
 	}
 	// The kernel marks cgroup.events for poll when populated changes.
 	f, err := os.OpenFile(filepath.Join(dir, "cgroup.events"), os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // another was faster
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"os"
 	"syscall"
 	"time"
@@ -82,6 +83,17 @@ func NewPlace(m Method, name string) (*Place, error) { return Plan(m, name) }
 
 // Plan returns a place for one task.
 func Plan(m Method, _ string) (*Place, error) { return &Place{Method: m}, nil }
+
+// PlanLimited returns a place; this system keeps no limits.
+func PlanLimited(m Method, name string, limits []Limit) (*Place, error) {
+	if len(limits) > 0 {
+		return nil, errors.New("limits need Linux")
+	}
+	return Plan(m, name)
+}
+
+// StartOne is Start.
+func (pl *Place) StartOne(c *Cmd) (*Process, error) { return pl.Start(c) }
 
 // Make has nothing to make.
 func (pl *Place) Make() error { return nil }

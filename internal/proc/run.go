@@ -124,3 +124,6 @@ func (t *tank) close() {
 	_ = t.w.Close()
 	_ = t.r.Close()
 }
+
+// LookPath finds a program in PATH.
+func LookPath(name string) (string, error) { return exec.LookPath(name) }

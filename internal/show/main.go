@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/skepdev/skep/internal/show/birth"
+	"github.com/skepdev/skep/internal/show/cage"
 	"github.com/skepdev/skep/internal/show/change"
 	"github.com/skepdev/skep/internal/show/chaos"
 	"github.com/skepdev/skep/internal/show/content"
@@ -36,6 +37,10 @@ func run(args []string) int {
 		switch args[0] {
 		case "birth":
 			return birth.Main(args[1:])
+		case "cage":
+			return cage.Main(args[1:])
+		case "prisoner": // a bot of that
+			return cage.Prisoner(args[1:])
 		case "change":
 			return change.Main(args[1:])
 		case "chaos":
