@@ -42,6 +42,7 @@ var commands = []command{
 	{"reboot", "restart the host", reboot},
 	{"shell", "talk to the bot that runs in this directory", shell},
 	{"bootstrap-vm", "prepare a new virtual machine", bootstrapVM},
+	{"container", "the first process of a container: fetch the bot and run it", inContainer},
 }
 
 // Main runs the subcommand that os.Args names and returns the exit code.
