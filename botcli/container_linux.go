@@ -217,7 +217,14 @@ func (c *container) fetch(ctx context.Context, client *http.Client, from, exe st
 		return fmt.Errorf("%s: %s", res.Status, text)
 	}
 	sum := sha256.New()
-	next := exe + ".tmp" // a bot that starts here deletes it
+	// Beside the bot's directory: the bot refuses one in which a download lies that
+	// was cut short.
+	tmp := c.dir + ".fetch"
+	if err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	next := filepath.Join(tmp, "swarming_bot")
 	err = atomicfile.WriteFrom(next, 0o755, func(w io.Writer) error {
 		n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(res.Body, maxCode+1))
 		if err == nil && n > maxCode {
@@ -228,7 +235,6 @@ func (c *container) fetch(ctx context.Context, client *http.Client, from, exe st
 	if err != nil {
 		return err
 	}
-	defer os.Remove(next)
 	want := path.Base(res.Request.URL.Path)
 	if got := hex.EncodeToString(sum.Sum(nil)); len(want) == len(got) && want != got {
 		return fmt.Errorf("the bot has digest %s, want %s", got, want)

@@ -110,7 +110,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
-		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
+		groupServer: {newUpCommand(env), newHostCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {
 		for _, cmd := range cmds {

@@ -377,7 +377,7 @@ func (l *Launcher) plan(list []engine.Container) []Action {
 	}
 	for slot, deaths := range l.deaths {
 		if n := len(deaths); n > 0 {
-			have.NotBefore[slot] = deaths[n-1].Ended.Add(Pause(deaths))
+			have.NotBefore[slot] = deaths[n-1].Ended.Add(Pause(deaths, l.image))
 		}
 	}
 	return Plan(time.Now(), Want{

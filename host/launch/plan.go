@@ -345,11 +345,11 @@ func earlier(a, b time.Time) time.Time {
 
 // Pause is how long a slot waits after its deaths, oldest first, before it gets
 // another container: none after one that lived or was asked to end, then 1 s
-// to 5 min. promise D13.
-func Pause(deaths []Death) time.Duration {
+// to 5 min. What another image did is of no account. promise D13.
+func Pause(deaths []Death, image string) time.Duration {
 	short := 0
 	for _, d := range slices.Backward(deaths) {
-		if d.Asked || d.Ended.Sub(d.Started) >= steady {
+		if d.Asked || d.Image != image || d.Ended.Sub(d.Started) >= steady {
 			break
 		}
 		short++
