@@ -372,7 +372,12 @@ func (l *Launcher) plan(list []engine.Container) []Action {
 	defer l.mu.Unlock()
 	have := Have{Drains: l.drains, NotBefore: map[string]time.Time{}}
 	for _, c := range list {
-		c.Started = l.known[c.ID].Started
+		if k, ok := l.known[c.ID]; ok {
+			c.Started = k.Started
+			if c.State == engine.Running {
+				c.State = k.State
+			}
+		}
 		have.Containers = append(have.Containers, c)
 	}
 	for slot, deaths := range l.deaths {
@@ -673,19 +678,21 @@ func (l *Launcher) follow(ctx context.Context) {
 	pause := 50 * time.Millisecond
 	labels := map[string]string{LabelLauncher: l.o.Name}
 	for ctx.Err() == nil {
-		begun := false
-		for ev, err := range l.o.Engine.Events(ctx, labels, func() { begun = true; l.stale(); l.loop.Wake(l.keys()...) }) {
+		for ev, err := range l.o.Engine.Events(ctx, labels, func() { l.stale(); l.loop.Wake(l.keys()...) }) {
 			if err != nil {
 				break
 			}
 			switch ev.Action {
 			case "die", "start", "destroy", "pause", "unpause":
 				pause = 50 * time.Millisecond
+				// The list may still have the state before; Inspect waits for the new one.
+				l.mu.Lock()
+				delete(l.known, ev.Container)
+				l.mu.Unlock()
 				l.stale()
 				l.loop.Wake(append(l.keys(), keyHost)...)
 			}
 		}
-		_ = begun
 		l.suspect()
 		select {
 		case <-ctx.Done():
