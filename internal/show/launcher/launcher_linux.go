@@ -174,6 +174,10 @@ func (s *show) startEngine() (err error) {
 	if err := os.WriteFile(conf, []byte("{}"), 0o600); err != nil {
 		return err
 	}
+	// One that was killed leaves its own, and refuses when the id is another's now.
+	if err := os.Remove(filepath.Join(s.dir, "docker.pid")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	s.dockerd, err = s.start("dockerd.log", "dockerd", "--config-file", conf, "--data-root", filepath.Join(s.dir, "data"), "--exec-root", filepath.Join(s.dir, "exec"),
 		"--pidfile", filepath.Join(s.dir, "docker.pid"), "--host", "unix://"+s.socket(), "--bridge", s.bridge,
 		"--iptables=false", "--ip6tables=false", "--ip-masq=false", "--live-restore")
@@ -547,6 +551,12 @@ func (s *show) clean() error {
 	if s.dockerd != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if err := s.ready(ctx, s.engine.Ping); err != nil { // else what it started cannot be ended
+			_ = s.dockerd.Kill()
+			s.dockerd.Wait()
+			b, _ := os.ReadFile(filepath.Join(s.dir, "dockerd.log"))
+			errs = append(errs, err, fmt.Errorf("%s", b[max(0, len(b)-2000):]), s.startEngine(), s.ready(ctx, s.engine.Ping))
+		}
 		list, _ := s.engine.List(ctx, nil)
 		if len(list) > 0 {
 			errs = append(errs, fmt.Errorf("%d containers are left", len(list)))
