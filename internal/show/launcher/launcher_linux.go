@@ -381,7 +381,7 @@ func (s *show) chaos(ctx context.Context, length time.Duration) error {
 // kill ends something, at random.
 func (s *show) kill(ctx context.Context) error {
 	switch n := s.rng.IntN(20); {
-	case n == 0:
+	case n == 0 || s.kills["engine"] == 0 && s.kills["container"] > 1: // once at least
 		s.kills["engine"]++
 		_ = s.dockerd.Kill()
 		s.dockerd.Wait()
