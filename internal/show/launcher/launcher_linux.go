@@ -43,6 +43,7 @@ type show struct {
 	rng                  *rand.Rand
 
 	engine   *docker.Engine
+	runtime  *proc.Process // containerd, a service of its own as systems install it
 	dockerd  *proc.Process
 	launcher *proc.Process
 	server   *fleet.Fleet
@@ -106,7 +107,7 @@ func (s *show) run(length time.Duration) (err error) {
 	if s.engine, err = docker.New("unix://"+s.socket(), 10*time.Second); err != nil {
 		return err
 	}
-	if err := errors.Join(s.startEngine(), s.ready(ctx, s.engine.Ping)); err != nil {
+	if err := errors.Join(s.startRuntime(), s.startEngine(), s.ready(ctx, s.engine.Ping)); err != nil {
 		return err
 	}
 	build := exec.Command("deploy/bot-image/build.sh", "bin/skep-bot", "skep-bot:show")
@@ -169,6 +170,17 @@ func (s *show) start(log string, words ...string) (*proc.Process, error) {
 	return proc.Start(&proc.Cmd{Path: path, Args: words, Env: os.Environ(), Files: []*os.File{nil, out, out}})
 }
 
+func (s *show) startRuntime() (err error) {
+	conf := filepath.Join(s.dir, "containerd.toml")
+	if err := os.WriteFile(conf, []byte("version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"), 0o600); err != nil {
+		return err
+	}
+	s.runtime, err = s.start("containerd.log", "containerd", "--config", conf, "--root", filepath.Join(s.dir, "cd/root"), "--state", filepath.Join(s.dir, "cd/state"), "--address", s.runtimeSocket())
+	return err
+}
+
+func (s *show) runtimeSocket() string { return filepath.Join(s.dir, "cd.sock") }
+
 func (s *show) startEngine() (err error) {
 	conf := filepath.Join(s.dir, "daemon.json")
 	if err := os.WriteFile(conf, []byte("{}"), 0o600); err != nil {
@@ -179,7 +191,7 @@ func (s *show) startEngine() (err error) {
 		return err
 	}
 	s.dockerd, err = s.start("dockerd.log", "dockerd", "--config-file", conf, "--data-root", filepath.Join(s.dir, "data"), "--exec-root", filepath.Join(s.dir, "exec"),
-		"--pidfile", filepath.Join(s.dir, "docker.pid"), "--host", "unix://"+s.socket(), "--bridge", s.bridge,
+		"--containerd", s.runtimeSocket(), "--pidfile", filepath.Join(s.dir, "docker.pid"), "--host", "unix://"+s.socket(), "--bridge", s.bridge,
 		"--iptables=false", "--ip6tables=false", "--ip-masq=false", "--live-restore")
 	return err
 }
@@ -566,11 +578,10 @@ func (s *show) clean() error {
 		}
 		_ = s.dockerd.Terminate()
 		s.dockerd.Wait()
-		if b, err := os.ReadFile(filepath.Join(s.dir, "exec/containerd/containerd.pid")); err == nil { // a killed engine's
-			if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-				_ = syscall.Kill(pid, syscall.SIGTERM)
-			}
-		}
+	}
+	if s.runtime != nil {
+		_ = s.runtime.Terminate()
+		s.runtime.Wait()
 	}
 	if s.server != nil {
 		errs = append(errs, s.server.Stop())
