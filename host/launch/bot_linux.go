@@ -36,12 +36,16 @@ func signalBot(proc, dir string, init int, sig unix.Signal) error {
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return fmt.Errorf("%w: %v", errUnknown, err)
+		return fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	defer unix.Close(fd)
 	// From here on the id stays this process: is it still the one?
-	if again, err := findBot(proc, dir, init); err != nil || again != pid {
-		return fmt.Errorf("%w: it changed (%v)", errUnknown, err)
+	again, err := findBot(proc, dir, init)
+	if err != nil {
+		return err
+	}
+	if again != pid {
+		return fmt.Errorf("%w: it changed while it was looked at", errUnknown)
 	}
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 		return fmt.Errorf("signal bot: %w", err)
@@ -56,7 +60,7 @@ func findBot(proc, dir string, init int) (int, error) {
 		return 0, errNoBot
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	defer root.Close()
 	f, err := root.OpenFile(lockPath, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a pipe
@@ -64,7 +68,7 @@ func findBot(proc, dir string, init int) (int, error) {
 		return 0, errNoBot
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	defer f.Close()
 	var lock unix.Stat_t
@@ -73,7 +77,7 @@ func findBot(proc, dir string, init int) (int, error) {
 	}
 	text, err := io.ReadAll(io.LimitReader(f, 32))
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	inner, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 31)
 	if err != nil || inner == 0 {
@@ -86,7 +90,7 @@ func findBot(proc, dir string, init int) (int, error) {
 	held, err := holds(proc, pid, lock)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	case !held:
 		return 0, fmt.Errorf("%w: process %d does not hold the lock", errNoBot, inner)
 	}
@@ -105,12 +109,12 @@ func insider(proc string, init, inner int) (int, error) {
 	}
 	d, err := os.Open(proc)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", errUnknown, err)
+		return 0, fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)

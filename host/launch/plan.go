@@ -262,6 +262,7 @@ func (p *planner) slot(slot string, cause Cause) []Action {
 			} else {
 				acts = append(acts, Action{Slot: slot, Act: ActBury, Container: c})
 			}
+		default:
 		}
 	}
 	c := p.current(slot)

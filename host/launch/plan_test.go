@@ -32,7 +32,9 @@ func acts(plan []Action) []string {
 }
 
 func TestPlan(t *testing.T) {
-	running := func(slot string) engine.Container { return container(slot, "c"+slot, engine.Running, "new", time.Minute) }
+	running := func(slot string) engine.Container {
+		return container(slot, "c"+slot, engine.Running, "new", time.Minute)
+	}
 	for _, c := range []struct {
 		name string
 		want func(*Want)
@@ -103,6 +105,7 @@ func TestPlanKeepsItsWord(t *testing.T) {
 						rt.Fatalf("%s is stopped at %v, its deadline is %v", a.Slot, now, end)
 					}
 					have.Drains[a.Slot] = a.Drain
+				default:
 				}
 			}
 			for slot := range have.Drains {
@@ -129,8 +132,12 @@ func TestPause(t *testing.T) {
 		deaths []Death
 		want   time.Duration
 	}{
-		{nil, 0}, {[]Death{short}, 0}, {[]Death{short, short}, time.Second}, {[]Death{short, short, short}, 2 * time.Second},
-		{[]Death{short, short, long}, 0}, {make20(short), 5 * time.Minute},
+		{nil, 0},
+		{[]Death{short}, 0},
+		{[]Death{short, short}, time.Second},
+		{[]Death{short, short, short}, 2 * time.Second},
+		{[]Death{short, short, long}, 0},
+		{make20(short), 5 * time.Minute},
 		{[]Death{{Image: "old"}, {Image: "old"}, {Image: "old"}}, 0},
 	} {
 		if got := Pause(c.deaths, "new"); got != c.want {

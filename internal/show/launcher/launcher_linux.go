@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/skepdev/skep"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/host/engine"
@@ -418,8 +419,11 @@ func (s *show) kill(ctx context.Context) error {
 	slices.Sort(names)
 	name := names[s.rng.IntN(len(names))]
 	c, err := s.engine.Inspect(ctx, by[name].ID)
-	if err != nil || c.PID == 0 {
+	if skep.KindOf(err) == skep.NotFound || err == nil && c.PID == 0 {
 		return nil // it ended by itself
+	}
+	if err != nil {
+		return err
 	}
 	pid, what := c.PID, "container"
 	if s.rng.IntN(2) == 0 {
