@@ -51,6 +51,10 @@ dist: ## build what a release holds, for every platform, into dist/ with checksu
 		-epoch $$(git log -1 --format=%ct 2>/dev/null || echo 0) -skep dist/skep-linux-$$arch -out dist; done
 	@cp LICENSE CHANGELOG.md dist/ && cd dist && sha256sum * > SHA256SUMS
 
+.PHONY: bot-image
+bot-image: build ## build the image of a bot's container and load it into the engine at DOCKER_HOST
+	deploy/bot-image/build.sh bin/skep-bot $(IMAGE)
+
 .PHONY: test
 test: ## run all tests, with the race detector where there is a C compiler
 	@$(if $(RACE),true,echo "make test: NO RACE DETECTOR: there is no C compiler ($$($(GO) env CC)) on this machine")
@@ -93,7 +97,7 @@ bench: build ## run every benchmark and print the figures of this machine
 	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
-.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.4
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.1 show-4.4
 show-1.1: ## a fresh clone is ready in 2 s and runs a first task
 	$(GO) run ./internal/show fresh
 show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
@@ -130,5 +134,7 @@ show-3.6: build ## bot code that is not what was promised is never run; fuzzing 
 	$(GO) run ./internal/show fuzz -only '^Fuzz(Inspect|ParseConfig|Token|Session|Handshake|CodeQuery)$$' ./bot/code ./server
 show-3.7: build ## a task of the previous commit's server is finished by this one
 	$(GO) run ./internal/show upgrade
+show-4.1: build ## skep host keeps 10 containers while containers, engine, launcher and bots are killed
+	$(GO) run ./internal/show launcher
 show-4.4: ## limits of a bot's cgroup limit, and nothing of a fork bomb survives
 	$(GO) run ./internal/show cage

@@ -43,6 +43,7 @@ var commands = []command{
 	{"shell", "a Starlark prompt in the bot that runs in this directory", shell},
 	{"service", "(Windows) keep the bot running for the service manager", runService},
 	{"bootstrap-vm", "prepare a new virtual machine", bootstrapVM},
+	{"container", "the first process of a container: fetch the bot and run it", inContainer},
 }
 
 // Main runs the subcommand that os.Args names and returns the exit code.

@@ -112,7 +112,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
-		groupHosts:  {newDroneCommand(env)},
+		groupHosts:  {newHostCommand(env), newDroneCommand(env)},
 		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {

@@ -157,7 +157,7 @@ func (pl *Place) Start(c *Cmd) (*Process, error) {
 	}
 	p, err := pl.startHere(c)
 	if err == nil {
-		reapOrphans(p)
+		ReapOrphans(p)
 	}
 	return p, err
 }

@@ -50,11 +50,21 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 	if c.Dir != "" {
 		// The thread gets a working directory of its own and goes there with our
 		// rights: the child's user may lack the right to search its parents.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		err := unix.Unshare(unix.CLONE_FS)
+		switch {
+		case err == nil:
+			if err := syscall.Chdir(c.Dir); err != nil {
+				return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
+			}
+		case err == unix.EPERM: // as in containers: the child goes there, by what we open
+			fd, err := unix.Open(c.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
+			}
+			defer unix.Close(fd)
+			attr.Dir = "/proc/self/fd/" + strconv.Itoa(fd)
+		default:
 			return 0, fmt.Errorf("unshare: %w", err)
-		}
-		if err := syscall.Chdir(c.Dir); err != nil {
-			return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
 		}
 	}
 	if c.powerless {

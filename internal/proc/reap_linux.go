@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reapOrphans takes in the zombies of processes that were orphaned below us,
+// ReapOrphans takes in the zombies of processes that were orphaned below us,
 // for as long as p runs: a task that makes daemons for hours would fill the
 // process table with them. p itself is left to its own wait.
-func reapOrphans(p *Process) {
+func ReapOrphans(p *Process) {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGCHLD)
 	go func() {

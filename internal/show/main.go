@@ -19,6 +19,7 @@ import (
 	"github.com/skepdev/skep/internal/show/fuzz"
 	"github.com/skepdev/skep/internal/show/gostd"
 	"github.com/skepdev/skep/internal/show/hooks"
+	"github.com/skepdev/skep/internal/show/launcher"
 	"github.com/skepdev/skep/internal/show/lies"
 	"github.com/skepdev/skep/internal/show/secrets"
 	"github.com/skepdev/skep/internal/show/systemd"
@@ -57,6 +58,8 @@ func run(args []string) int {
 			return hooks.Main(args[1:])
 		case "gostd":
 			return gostd.Main(args[1:])
+		case "launcher":
+			return launcher.Main(args[1:])
 		case "secrets":
 			return secrets.Main(args[1:])
 		case "probe-secrets": // the task of that
