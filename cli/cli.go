@@ -18,6 +18,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/skepdev/skep/host/room"
 )
 
 // Env is the world a command may touch.
@@ -32,6 +34,9 @@ type Env struct {
 
 // Main runs skep in the world of this process and returns its exit code.
 func Main() int {
+	if len(os.Args) > 1 && os.Args[1] == room.Word {
+		return room.Main() // the first process of a container: nothing more than it needs
+	}
 	interrupts := make(chan os.Signal, 4)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
 	return Run(context.Background(), Env{
@@ -100,6 +105,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		&cobra.Group{ID: groupTasks, Title: "Tasks:"},
 		&cobra.Group{ID: groupBots, Title: "Bots:"},
 		&cobra.Group{ID: groupServer, Title: "Servers:"},
+		&cobra.Group{ID: groupHosts, Title: "Hosts:"},
 	)
 	for id, cmds := range map[string][]*cobra.Command{
 		groupTasks: {
@@ -110,6 +116,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
+		groupHosts:  {newPoolCommand(env)},
 		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {
@@ -125,6 +132,7 @@ const (
 	groupTasks  = "tasks"
 	groupBots   = "bots"
 	groupServer = "server"
+	groupHosts  = "hosts"
 )
 
 // flagError adds to cobra's text, which names the flag, where to look.

@@ -124,3 +124,6 @@ func (t *tank) close() {
 	_ = t.w.Close()
 	_ = t.r.Close()
 }
+
+// LookPath finds an executable by its name in this process's PATH.
+func LookPath(name string) (string, error) { return exec.LookPath(name) }

@@ -1,0 +1,76 @@
+package warm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// bind makes dir appear at a path in the room. The calling thread takes a copy
+// of the mount, goes into the room's mount namespace, where paths mean the
+// room's, and puts it there; the thread ends with that.
+func bind(b *body, dir *os.File, at string, readOnly bool) error {
+	pid := b.pid()
+	if pid == 0 {
+		return errors.New(errEnded)
+	}
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		result <- bindHere(b, dir, at, readOnly)
+	}()
+	return <-result
+}
+
+func bindHere(b *body, dir *os.File, at string, readOnly bool) error {
+	tree, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("copy the mount of the directory, which must be one that the pool sees too: %w", err)
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if readOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return fmt.Errorf("secure the mount: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(b.pidfd, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("enter the room: %w", err)
+	}
+	if err := makePoint(at); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	return nil
+}
+
+// makePoint makes a directory to mount on. It is nobody's in the room, who can
+// search it and no more.
+func makePoint(at string) error {
+	var st unix.Stat_t
+	if unix.Stat(at, &st) == nil {
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return errors.New("something that is no directory is there")
+		}
+		return nil
+	}
+	if up := filepath.Dir(at); up != at {
+		if err := makePoint(up); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mkdir(at, 0o755); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("make %s: %w", at, err)
+	}
+	return nil
+}
