@@ -169,6 +169,7 @@ func (s *Service) birth(ctx context.Context, c *cell) (*body, error) {
 	if h.err != nil {
 		return nil, fmt.Errorf("no hello from the container: %w", h.err)
 	}
+	_ = os.Remove(filepath.Join(spec.Run, room.SocketName)) // the room's own users need not see it
 	if c.Group != nil {
 		if err := c.Group.Take(h.b.pid()); err != nil {
 			return h.b, err
@@ -192,8 +193,10 @@ func (s *Service) layOut(spec *Spec) (*net.UnixListener, error) {
 			return nil, err
 		}
 	}
-	if err := os.Chown(filepath.Join(spec.Dir, "upper"), int(spec.FirstID), int(spec.FirstID)); err != nil {
-		return nil, err
+	for _, sub := range []string{"upper", "work"} { // the room's, where its runtime mounts them in its user namespace
+		if err := os.Chown(filepath.Join(spec.Dir, sub), int(spec.FirstID), int(spec.FirstID)); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.Link(s.program, filepath.Join(spec.Run, room.ProgramName)); err != nil {
 		return nil, err
