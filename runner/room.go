@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	warmpool "github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/internal/proc"
 )
@@ -61,16 +63,19 @@ func (r *isolatedRun) botFile() string {
 func (r *isolatedRun) furnishRoom() error {
 	ctx, cancel := context.WithTimeout(context.Background(), roomCall)
 	defer cancel()
+	var binding errgroup.Group // they are in the pool's hands at once
 	for _, dir := range []string{r.dirs.run, r.dirs.out, r.dirs.temp} {
-		f, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		err = r.room.client.Bind(ctx, r.room.room.Lease, f, dir, false)
-		_ = f.Close()
-		if err != nil {
-			return fmt.Errorf("clean room: %w", err)
-		}
+		binding.Go(func() error {
+			f, err := os.Open(dir)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return r.room.client.Bind(ctx, r.room.room.Lease, f, dir, false)
+		})
+	}
+	if err := binding.Wait(); err != nil {
+		return fmt.Errorf("clean room: %w", err)
 	}
 	return nil
 }

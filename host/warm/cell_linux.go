@@ -556,6 +556,7 @@ func (s *Service) checked(w *waiter, c *cell, lives bool) {
 
 func (s *Service) served(w *waiter, c *cell) {
 	s.totals.Served++
+	s.gave = time.Now()
 	w.stop()
 	if w.get.Confirm {
 		c.move(cellUsed)

@@ -70,6 +70,7 @@ type Service struct {
 	waiters  []*waiter // oldest first
 	clients  map[*client]bool
 	demand   rate
+	gave     time.Time // when a room was handed out last
 	took     time.Duration
 	seq      int
 	stopping bool
@@ -399,9 +400,12 @@ func (s *Service) fill() {
 	}
 	begin, spare := Plan(s.o.Size, s.observe())
 	switch {
+	case begin > 0 && len(s.waiters) == 0 && 2*len(s.stock) > s.o.Size.Want(s.observe()) && time.Since(s.gave) < courtesy:
+		// Who got one begins to work now; the processors are theirs for a moment.
+		s.later(&s.fillAt, courtesy, s.fill)
 	case begin > 0:
 		if wait := s.circuit.Wait("make"); wait > 0 {
-			s.later(&s.fillAt, wait, func() { s.fill() })
+			s.later(&s.fillAt, wait, s.fill)
 			return
 		}
 		if s.paused != "" {
@@ -422,6 +426,10 @@ func (s *Service) fill() {
 }
 
 const trimAfter = 30 * time.Second
+
+// courtesy is how long a pool that has more than half its stock waits with
+// making more.
+const courtesy = 50 * time.Millisecond
 
 // later calls do, with the lock held, after a while, unless it is to already.
 func (s *Service) later(t **time.Timer, after time.Duration, do func()) {
