@@ -135,6 +135,7 @@ func (c *client) serve() {
 			c.s.totals.Rejected++
 			c.s.mu.Unlock()
 			c.answer(&pool.Response{ID: r.ID, Error: pool.Refusef(skep.Invalid, pool.ReasonMalformed, "%v; the connection ends", err)})
+			c.finish()
 		}
 		return
 	}

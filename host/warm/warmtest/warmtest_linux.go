@@ -260,7 +260,7 @@ func Suite(t *testing.T, rt warm.Runtime) {
 	if err := c.Bind(t.Context(), r.Lease, f, "/read", true); err != nil {
 		t.Fatal(err)
 	}
-	if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease}, "echo no > /read/no 2>/dev/null || echo refused"); out != "refused\n" {
+	if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease}, "(echo no > /read/no) 2>/dev/null || echo refused"); out != "refused\n" {
 		t.Errorf("in a directory bound read-only: %q", out)
 	}
 
