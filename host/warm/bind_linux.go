@@ -13,7 +13,7 @@ import (
 // bind makes dir appear at a path in the room. The calling thread takes a copy
 // of the mount, goes into the room's mount namespace, where paths mean the
 // room's, and puts it there; the thread ends with that.
-func bind(b *body, dir *os.File, at string, readOnly bool) error {
+func bind(b *body, root uint32, dir *os.File, at string, readOnly bool) error {
 	pid := b.pid()
 	if pid == 0 {
 		return errors.New(errEnded)
@@ -21,12 +21,12 @@ func bind(b *body, dir *os.File, at string, readOnly bool) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked
-		result <- bindHere(b, dir, at, readOnly)
+		result <- bindHere(b, root, dir, at, readOnly)
 	}()
 	return <-result
 }
 
-func bindHere(b *body, dir *os.File, at string, readOnly bool) error {
+func bindHere(b *body, root uint32, dir *os.File, at string, readOnly bool) error {
 	tree, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return fmt.Errorf("copy the mount of the directory, which must be one that the pool sees too: %w", err)
@@ -45,6 +45,11 @@ func bindHere(b *body, dir *os.File, at string, readOnly bool) error {
 	if err := unix.Setns(b.pidfd, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter the room: %w", err)
 	}
+	// As the room's root: where the overlay is of the room's user namespace, the
+	// host's has no id.
+	if err := errors.Join(unix.Setfsgid(int(root)), unix.Setfsuid(int(root))); err != nil {
+		return err
+	}
 	if err := makePoint(at); err != nil {
 		return err
 	}
@@ -54,8 +59,7 @@ func bindHere(b *body, dir *os.File, at string, readOnly bool) error {
 	return nil
 }
 
-// makePoint makes a directory to mount on. It is nobody's in the room, who can
-// search it and no more.
+// makePoint makes a directory to mount on.
 func makePoint(at string) error {
 	var st unix.Stat_t
 	if unix.Stat(at, &st) == nil {

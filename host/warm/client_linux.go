@@ -337,7 +337,7 @@ func (c *client) do(r *pool.Request, files []*os.File) *pool.Error {
 		go func() {
 			defer closeAll(files)
 			res := &pool.Response{ID: r.ID, Done: true}
-			if err := bind(cell.body, files[0], filepath.Clean(r.Bind.At), r.Bind.ReadOnly); err != nil {
+			if err := bind(cell.body, cell.Spec.FirstID, files[0], filepath.Clean(r.Bind.At), r.Bind.ReadOnly); err != nil {
 				res = &pool.Response{ID: r.ID, Error: pool.Refusef(skep.Precondition, pool.ReasonBind, "bind at %s: %v", r.Bind.At, err)}
 			}
 			c.answer(res)
