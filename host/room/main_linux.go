@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -112,10 +111,7 @@ func (r *first) start(id uint64, e *Exec, files []*os.File) {
 // fork runs the command on a thread of its own, which loses its rights and
 // ends with the call.
 func fork(path string, e *Exec, files []*os.File) (pid int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked
+	proc.OnThread(func() {
 		attr := &syscall.ProcAttr{Env: e.Env, Dir: dirOf(e), Sys: &syscall.SysProcAttr{Setsid: true}}
 		if e.Env == nil {
 			attr.Env = []string{}
@@ -131,8 +127,7 @@ func fork(path string, e *Exec, files []*os.File) (pid int, err error) {
 			attr.Sys.Credential = &syscall.Credential{Uid: TaskUID, Gid: TaskGID}
 		}
 		pid, err = syscall.ForkExec(path, e.Args, attr)
-	}()
-	<-done
+	})
 	if err != nil {
 		return 0, &proc.ExecError{Path: path, Err: err}
 	}

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // bind makes dir appear at a path in the room. The calling thread takes a copy
@@ -18,12 +19,9 @@ func bind(b *body, root uint32, dir *os.File, at string, readOnly bool) error {
 	if pid == 0 {
 		return errors.New(errEnded)
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		result <- bindHere(b, root, dir, at, readOnly)
-	}()
-	return <-result
+	var err error
+	proc.OnThread(func() { err = bindHere(b, root, dir, at, readOnly) })
+	return err
 }
 
 func bindHere(b *body, root uint32, dir *os.File, at string, readOnly bool) error {

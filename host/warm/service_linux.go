@@ -452,6 +452,8 @@ func (s *Service) begin() {
 	n, err := s.note(name)
 	if err != nil {
 		s.failed("make", err.Error())
+		s.paused = cut(err.Error(), 200)
+		s.later(&s.fillAt, s.circuit.Failed("make"), s.fill)
 		return
 	}
 	s.rooms[name] = newCell(n, cellMaking)
