@@ -97,7 +97,7 @@ bench: build ## run every benchmark and print the figures of this machine
 	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
-.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.1 show-4.4
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.1 show-4.2 show-4.3 show-4.4
 show-1.1: ## a fresh clone is ready in 2 s and runs a first task
 	$(GO) run ./internal/show fresh
 show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
@@ -136,5 +136,9 @@ show-3.7: build ## a task of the previous commit's server is finished by this on
 	$(GO) run ./internal/show upgrade
 show-4.1: build ## skep host keeps 10 containers while containers, engine, launcher and bots are killed
 	$(GO) run ./internal/show launcher
+show-4.2: build ## warm containers: hand-out in a millisecond; clients and the pool die, and nothing is left
+	$(GO) run ./internal/show pool
+show-4.3: build ## a task in a clean room costs little more and leaves nothing
+	$(GO) run ./internal/show cleanroom
 show-4.4: ## limits of a bot's cgroup limit, and nothing of a fork bomb survives
 	$(GO) run ./internal/show cage

@@ -425,6 +425,7 @@ func (b *Bot) farewell(rebooting bool) {
 // beforeTask lets on_before_task change the task's environment, and passes on
 // what settings let through. Both travel with the job. decisions.md 13, 23.
 func (b *Bot) beforeTask(job *runner.Job) {
+	job.Pool = b.settings().Task.Pool
 	env := passed(os.Environ(), b.settings().Task.EnvPass)
 	if b.cfg.Hooks != nil && b.cfg.Hooks.Has(hook.OnBeforeTask) {
 		b.askBeforeTask(job, env)

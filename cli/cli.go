@@ -18,6 +18,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/skepdev/skep/host/room"
 )
 
 // Env is the world a command may touch.
@@ -33,6 +35,9 @@ type Env struct {
 
 // Main runs skep in the world of this process and returns its exit code.
 func Main() int {
+	if len(os.Args) > 1 && os.Args[1] == room.Word {
+		return room.Main() // the first process of a container: nothing more than it needs
+	}
 	interrupts := make(chan os.Signal, 4)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
 	return Run(context.Background(), Env{
@@ -112,7 +117,7 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
-		groupHosts:  {newHostCommand(env), newDroneCommand(env)},
+		groupHosts:  {newHostCommand(env), newPoolCommand(env), newDroneCommand(env)},
 		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {

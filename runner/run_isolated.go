@@ -93,6 +93,7 @@ type isolatedRun struct {
 
 	view *proc.View // what the task sees; nil = everything
 	seat *proc.Seat // where the command will start; nil = on any thread
+	room *cleanRoom // nil = the command runs here
 }
 
 func (r *isolatedRun) listen(words *json.Decoder) {
@@ -203,6 +204,12 @@ func (r *isolatedRun) command() error {
 	if len(j.Command) == 0 {
 		return r.refuse("the task has no command")
 	}
+	if j.Pool != "" {
+		if err := r.enterRoom(); err != nil {
+			return err
+		}
+		defer r.leaveRoom()
+	}
 	if err := r.stage(); err != nil {
 		if errors.Is(err, errStopped) {
 			return r.canceled()
@@ -215,9 +222,17 @@ func (r *isolatedRun) command() error {
 	env := taskEnviron(j, r.dirs)
 	argv := r.dirs.command(j.Command, j.TaskID)
 	// The PATH of the task's own environment counts, not ours.
-	path, notFound := lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"), r.mayExecute)
+	path, notFound := argv[0], error(nil)
+	if r.room == nil { // a room looks in itself
+		path, notFound = lookup(argv[0], r.dirs.cwd, newEnviron(env).get("PATH"), r.mayExecute)
+	}
 	if err := r.writeContext(); err != nil {
 		return err
+	}
+	if r.room != nil {
+		if err := r.furnishRoom(); err != nil {
+			return err
+		}
 	}
 	ready := time.Now()
 
@@ -249,7 +264,7 @@ func (r *isolatedRun) command() error {
 		r.Place.Init = []string{exe, "run_isolated", initFlag}
 	}
 	began := time.Now()
-	p, err := r.Place.Start(cmd)
+	p, err := r.startCommand(cmd)
 	if err != nil {
 		if e, ok := errors.AsType[*proc.ExecError](err); ok && e.Program() {
 			return r.refuse(fmt.Sprintf("cannot start %q: %v", path, e.Err))
@@ -257,15 +272,39 @@ func (r *isolatedRun) command() error {
 		return fmt.Errorf("start the command: %w", err)
 	}
 	r.tell(isolatedNews{Started: true})
-	r.log.Info("command started", "task", j.TaskID, "pid", p.Pid)
+	r.log.Info("command started", "task", j.TaskID)
 	r.attend(p)
 	status := p.Wait()
+	if status.Err != nil {
+		return fmt.Errorf("the command's end is not known: %w", status.Err)
+	}
+	if r.room != nil {
+		if err := r.room.end(); err != nil {
+			return err
+		}
+	}
 	elapsed := status.Ended.Sub(began).Seconds()
 	code := int64(status.Code)
 	r.res.ExitCode, r.res.Duration = &code, &elapsed
 	r.sweep()
 	r.log.Info("command ended", "task", j.TaskID, "exit_code", code, "took", status.Ended.Sub(began))
 	return r.sendOutputs()
+}
+
+// startCommand starts the command in the task's room or place.
+func (r *isolatedRun) startCommand(cmd *proc.Cmd) (command, error) {
+	if r.room != nil {
+		return r.room.start(cmd, r.job.MaxProcesses, r.job.MaxMemory)
+	}
+	return r.Place.Start(cmd)
+}
+
+// command is the task's first process, wherever it runs.
+type command interface {
+	Done() <-chan struct{}
+	Wait() proc.Status
+	Terminate() error // SIGTERM
+	Kill() error
 }
 
 // stage brings what the task needs into its run directory: trimmed caches,
@@ -383,7 +422,7 @@ func (r *isolatedRun) writeContext() error {
 
 // attend waits for the command and ends it when its time is over, when it is
 // told to, or when our parents are gone.
-func (r *isolatedRun) attend(p *proc.Process) {
+func (r *isolatedRun) attend(p command) {
 	var hard, grace <-chan time.Time
 	if r.job.HardTimeout > 0 {
 		hard = time.After(time.Duration(r.job.HardTimeout) * time.Second)

@@ -71,6 +71,10 @@ type Job struct {
 	BotFile     []byte            // what on_before_task left for ${SWARMING_BOT_FILE}
 	CookieDir   string            // botapi.Options.Dir
 
+	// Pool is the socket of a warm pool (host/pool): the command runs in a fresh
+	// container of it, which is destroyed afterwards. "" = beside the bot.
+	Pool string
+
 	// After is called when the task is over and reported, while its directory
 	// still exists; not for a task that did not begin. nil = nobody is.
 	After func(Summary) `json:"-"`

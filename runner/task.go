@@ -222,7 +222,10 @@ func (r *taskRunner) prepare() error {
 		TaskID:  m.TaskID,
 		Command: m.Command, RelativeCwd: m.RelativeCwd, HardTimeout: m.HardTimeout, GracePeriod: m.GracePeriod,
 		Environ: r.environ(), Env: m.Env, EnvPrefixes: m.EnvPrefixes, Context: context, Agent: agent,
-		BotFile: r.BotFile, Caches: m.Caches, CAS: r.storage(), Outputs: m.Outputs,
+		BotFile: r.BotFile, Caches: m.Caches, CAS: r.storage(), Outputs: m.Outputs, Pool: r.Pool,
+	}
+	if c := m.Containment; c != nil {
+		job.MaxProcesses, job.MaxMemory = c.LimitProcesses, c.LimitTotalCommittedMemory
 	}
 	if err := json.NewEncoder(r.iso.words).Encode(job); err != nil {
 		return fmt.Errorf("run_isolated takes no job: %w", err)

@@ -79,6 +79,10 @@ type isolatedJob struct {
 	Caches      []botapi.Cache
 	CAS         *casJob  `json:",omitempty"` // nil: no inputs, and outputs go nowhere
 	Outputs     []string `json:",omitempty"` // paths below the run directory that are outputs
+
+	Pool         string `json:",omitempty"` // see Job
+	MaxProcesses int64  `json:",omitempty"` // in a room of the pool; 0 = as the pool says
+	MaxMemory    int64  `json:",omitempty"` // bytes, likewise
 }
 
 // casJob is where a task's inputs and outputs are.

@@ -60,6 +60,7 @@ type Settings struct {
 	// The rest is skep's.
 	Task struct {
 		EnvPass []string `json:"env_pass"` // names let through to tasks; a trailing * matches any rest
+		Pool    string   `json:"pool"`     // socket of a warm pool, whose containers tasks run in; "" = none
 	} `json:"task"`
 	Drain struct {
 		DeadlineSecs float64 `json:"deadline_secs"` // 0 = the task's own limits

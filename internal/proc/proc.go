@@ -75,6 +75,18 @@ type View struct {
 	Hide string   `json:"hide"`
 	Keep []string `json:"keep"`
 	Proc bool     `json:"proc,omitempty"` // mount /proc anew, for a new PID namespace
+
+	Overlay *Overlay `json:"overlay,omitempty"` // mounted in the view, and so gone with its last process
+	Detach  []string `json:"detach,omitempty"`  // mount points that are taken away
+}
+
+// Overlay is a directory of two halves: Lower is only read, changes go to
+// Upper. Work is an empty directory of the same file system as Upper.
+type Overlay struct {
+	Lower string `json:"lower"`
+	Upper string `json:"upper"`
+	Work  string `json:"work"`
+	At    string `json:"at"`
 }
 
 // Status is how a process ended.

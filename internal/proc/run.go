@@ -125,5 +125,5 @@ func (t *tank) close() {
 	_ = t.r.Close()
 }
 
-// LookPath finds a program in PATH.
+// LookPath finds an executable by its name in this process's PATH.
 func LookPath(name string) (string, error) { return exec.LookPath(name) }

@@ -20,6 +20,21 @@ func (v *View) enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	for _, point := range v.Detach {
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("detach %s: %w", point, err)
+		}
+	}
+	if o := v.Overlay; o != nil {
+		for _, path := range []string{o.Lower, o.Upper, o.Work} {
+			if strings.ContainsAny(path, ",:\\") {
+				return fmt.Errorf("%s: an overlay has no way to name a directory with ',', ':' or '\\'", path)
+			}
+		}
+		if err := unix.Mount("overlay", o.At, "overlay", unix.MS_NODEV, "lowerdir="+o.Lower+",upperdir="+o.Upper+",workdir="+o.Work); err != nil {
+			return fmt.Errorf("mount overlay at %s: %w", o.At, err)
+		}
+	}
 	if v.Hide != "" {
 		if err := v.cover(); err != nil {
 			return err

@@ -24,6 +24,7 @@ import (
 	"github.com/skepdev/skep/internal/show/secrets"
 	"github.com/skepdev/skep/internal/show/systemd"
 	"github.com/skepdev/skep/internal/show/upgrade"
+	"github.com/skepdev/skep/internal/show/warm"
 )
 
 func main() {
@@ -68,6 +69,8 @@ func run(args []string) int {
 			return systemd.Main(args[1:])
 		case "trees", "speed", "kills", "hostile", "soak":
 			return content.Main(args[0], args[1:])
+		case "pool", "cleanroom":
+			return warm.Main(args[0], args[1:])
 		case "upgrade":
 			return upgrade.Main(args[1:])
 		case "lies":

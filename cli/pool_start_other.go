@@ -1,0 +1,16 @@
+//go:build !linux
+
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
+
+func newPoolStartCommand(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "start", Short: "Run a pool of warm containers (Linux)", Args: noArgs,
+		RunE: env.action(func(context.Context, *cobra.Command, []string) error { return errPoolElsewhere }),
+	}
+}

@@ -1,0 +1,272 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Group is a cgroup of one name in every hierarchy that can hold or limit
+// processes. Unlike a Place it takes in processes that others have started.
+// It says how to find it again and may be written down before Make.
+type Group struct {
+	Dirs map[string]string `json:"dirs"` // by controller; "" = the unified hierarchy
+}
+
+// Limits of the processes of a Group together; 0 = none.
+type Limits struct {
+	Memory    int64 // bytes
+	Processes int64 // threads count
+	MilliCPU  int64 // thousandths of a processor's time
+}
+
+// groupControllers are what a Group limits with, and the freezer, which finds
+// its processes.
+var groupControllers = []string{"freezer", "pids", "memory", "cpu"}
+
+// PlanGroup says where a group called name will be: below the cgroups that
+// this process is in.
+func PlanGroup(name string) (*Group, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{Dirs: map[string]string{}}
+	for controller, dir := range hierarchies(string(mounts), string(own)) {
+		if slices.Contains(groupControllers, controller) {
+			g.Dirs[controller] = filepath.Join(dir, name)
+		} else if controller == "" {
+			if able, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")); err == nil && slices.Contains(strings.Fields(string(able)), "memory") {
+				g.Dirs[""] = filepath.Join(dir, name)
+			}
+		}
+	}
+	if len(g.Dirs) == 0 {
+		return nil, errors.New("no cgroup hierarchy to limit processes with")
+	}
+	return g, nil
+}
+
+// hierarchies returns our directory in each mounted hierarchy, by controller.
+// proc_pid_mountinfo(5), cgroups(7).
+func hierarchies(mountinfo, own string) map[string]string {
+	dirs, paths := map[string]string{}, map[string]string{}
+	for line := range strings.Lines(own) {
+		if f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3); len(f) == 3 {
+			for _, name := range strings.Split(f[1], ",") {
+				paths[name] = f[2]
+			}
+		}
+	}
+	for line := range strings.Lines(mountinfo) {
+		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		f, tail := strings.Fields(before), strings.Fields(after)
+		if !ok || len(f) < 5 || len(tail) < 3 {
+			continue
+		}
+		names := []string{""}
+		switch tail[0] {
+		case "cgroup":
+			names = strings.Split(tail[2], ",")
+		case "cgroup2":
+		default:
+			continue
+		}
+		for _, name := range names {
+			if path, in := paths[name]; in && dirs[name] == "" {
+				dirs[name] = below(unescape(f[4]), unescape(f[3]), path)
+			}
+		}
+	}
+	return dirs
+}
+
+// Make makes the group. It may be repeated.
+func (g *Group) Make() error {
+	for controller, dir := range g.Dirs {
+		if controller == "" {
+			// A parent that has processes of its own cannot; the write to a limit
+			// then says so.
+			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0)
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Take moves process pid and all its threads into the group; what it starts
+// from now on is born there.
+func (g *Group) Take(pid int) error {
+	for _, dir := range g.Dirs {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("join cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// cpuPeriod is what a share of a processor's time is counted over, in µs: the
+// kernel's default.
+const cpuPeriod = 100000
+
+// Limit sets limits. One that is 0 stays as it is; one that this host has no
+// controller for is an error.
+func (g *Group) Limit(l Limits) error {
+	type file struct {
+		controller, name, value string
+		missing                 bool // may be
+	}
+	var files []file
+	n := func(v int64) string { return strconv.FormatInt(v, 10) }
+	_, unified := g.Dirs[""]
+	v1 := func(name string) bool { _, ok := g.Dirs[name]; return ok || !unified }
+	if l.Processes > 0 {
+		if v1("pids") {
+			files = append(files, file{"pids", "pids.max", n(l.Processes), false})
+		} else {
+			files = append(files, file{"", "pids.max", n(l.Processes), false})
+		}
+	}
+	if l.Memory > 0 {
+		if v1("memory") {
+			files = append(files, file{"memory", "memory.limit_in_bytes", n(l.Memory), false}, file{"memory", "memory.memsw.limit_in_bytes", n(l.Memory), true})
+		} else {
+			files = append(files, file{"", "memory.max", n(l.Memory), false}, file{"", "memory.swap.max", "0", true})
+		}
+	}
+	if l.MilliCPU > 0 {
+		quota := n(max(1000, l.MilliCPU*cpuPeriod/1000))
+		if v1("cpu") {
+			files = append(files, file{"cpu", "cpu.cfs_period_us", n(cpuPeriod), false}, file{"cpu", "cpu.cfs_quota_us", quota, false})
+		} else {
+			files = append(files, file{"", "cpu.max", quota + " " + n(cpuPeriod), false})
+		}
+	}
+	for _, f := range files {
+		dir, ok := g.Dirs[f.controller]
+		if !ok {
+			return fmt.Errorf("this host has no cgroup controller for %s", f.name)
+		}
+		// Without O_CREAT, as a missing file means a missing ability.
+		err := writeExisting(filepath.Join(dir, f.name), f.value)
+		if err != nil && (!f.missing || !errors.Is(err, os.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeExisting(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// Remove kills what is left in the group and removes it, or says after limit
+// what it could not. It may be repeated, and called for what was never made.
+func (g *Group) Remove(limit time.Duration) error {
+	end := time.Now().Add(limit)
+	for {
+		left := 0
+		for _, dir := range g.Dirs {
+			left += killProcs(dir)
+		}
+		if left == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("cgroup %s still has %d processes", slices.Sorted(maps.Values(g.Dirs))[0], left)
+		}
+		time.Sleep(2 * time.Millisecond) // a killed process needs a moment to leave the list
+	}
+	var errs []error
+	for _, dir := range g.Dirs {
+		errs = append(errs, removeCgroup(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveCgroups removes cgroups called name in every hierarchy, at its root
+// and below ours, with what still runs in them: a container runtime's that was
+// killed while it made them.
+func RemoveCgroups(name string, limit time.Duration) error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	g := &Group{Dirs: map[string]string{}}
+	for controller, dir := range hierarchies(string(mounts), string(own)) {
+		g.Dirs[controller] = filepath.Join(dir, name)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		before, after, ok := strings.Cut(line, " - ")
+		if f := strings.Fields(before); ok && len(f) > 4 && strings.HasPrefix(after, "cgroup") {
+			g.Dirs["at "+f[4]] = filepath.Join(unescape(f[4]), name)
+		}
+	}
+	return g.Remove(limit)
+}
+
+// HybridCgroups returns the mount point of a cgroup v2 tree that has
+// controllers beside v1 ones, which some container runtimes refuse to see, or
+// "".
+func HybridCgroups() string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	point, v1 := "", false
+	for line := range strings.Lines(string(mounts)) {
+		before, after, ok := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		switch {
+		case !ok || len(f) < 5:
+		case strings.HasPrefix(after, "cgroup2 "):
+			point = unescape(f[4])
+		case strings.HasPrefix(after, "cgroup "):
+			v1 = true
+		}
+	}
+	if !v1 {
+		return ""
+	}
+	return point
+}
+
+// AwaitEnd returns when the process of pidfd has ended, or after limit with an
+// error; the processes of its PID namespace have ended then, if it is its
+// first.
+func AwaitEnd(pidfd int, limit time.Duration) error {
+	end := time.Now().Add(limit)
+	for {
+		left := time.Until(end)
+		if left < 0 {
+			return errors.New("it has not ended")
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if n > 0 || err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}
