@@ -121,7 +121,10 @@ func (s *hostSettings) follow(path string, changed func(), log *slog.Logger) (fu
 				if filepath.Base(ev.Name) != filepath.Base(path) || ev.Has(fsnotify.Chmod) {
 					continue
 				}
-			case <-w.Errors: // events were lost
+			case _, ok := <-w.Errors: // events were lost
+				if !ok {
+					return
+				}
 			}
 			if err := s.read(path); err != nil {
 				log.WarnContext(ctx, "settings refused, the last ones stay", "err", err)

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -234,8 +233,12 @@ func printPool(t *tableWriter, st *pool.Status) {
 		what  string
 	}{
 		{"ready", st.Ready, fmt.Sprintf("of %d wanted, at most %d", st.Wanted, st.Capacity)},
-		{"making", st.Making, ""}, {"leased", st.Leased, "handed out, not confirmed"}, {"used", st.Used, "confirmed"},
-		{"ending", st.Ending, ""}, {"waiting", st.Waiting, "gets"}, {"clients", st.Clients, ""},
+		{"making", st.Making, ""},
+		{"leased", st.Leased, "handed out, not confirmed"},
+		{"used", st.Used, "confirmed"},
+		{"ending", st.Ending, ""},
+		{"waiting", st.Waiting, "gets"},
+		{"clients", st.Clients, ""},
 	} {
 		t.row(n.name, fmt.Sprint(n.value), n.what)
 	}
@@ -263,5 +266,3 @@ func newPoolStopCommand(env *Env) *cobra.Command {
 	sock.register(cmd, env)
 	return cmd
 }
-
-var errPoolElsewhere = errors.New("a pool of containers needs Linux")

@@ -183,6 +183,7 @@ def on_bot_startup(bot):
 			}
 			var limit time.Duration // of the rule
 			switch tc.cause {
+			default:
 			case hook.CauseTime:
 				limit = time.Second
 			case hook.CauseSteps:

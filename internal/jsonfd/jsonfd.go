@@ -61,7 +61,7 @@ func (c *Conn) Receive() ([]byte, error) {
 		}
 		scanned = len(c.buf)
 		if err := c.fill(); err != nil {
-			if err == io.EOF && len(c.buf) > 0 {
+			if errors.Is(err, io.EOF) && len(c.buf) > 0 {
 				return nil, io.ErrUnexpectedEOF
 			}
 			return nil, err

@@ -51,12 +51,12 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 		// The thread gets a working directory of its own and goes there with our
 		// rights: the child's user may lack the right to search its parents.
 		err := unix.Unshare(unix.CLONE_FS)
-		switch {
-		case err == nil:
+		switch err {
+		case nil:
 			if err := syscall.Chdir(c.Dir); err != nil {
 				return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)
 			}
-		case err == unix.EPERM: // as in containers: the child goes there, by what we open
+		case unix.EPERM: // as in containers: the child goes there, by what we open
 			fd, err := unix.Open(c.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return 0, fmt.Errorf("chdir %s: %w", c.Dir, err)

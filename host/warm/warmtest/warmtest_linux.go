@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,10 +38,16 @@ func Require(t *testing.T, component, why string) {
 func Program(t *testing.T) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "room")
-	cmd := exec.Command("go", "build", "-o", out, "github.com/skepdev/skep/host/warm/warmtest/room")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, b)
+	res, err := proc.Run(t.Context(), proc.RunOptions{
+		Args:      []string{"go", "build", "-o", out, "github.com/skepdev/skep/host/warm/warmtest/room"},
+		Env:       append(os.Environ(), "CGO_ENABLED=0"),
+		MaxOutput: 64 << 10,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Status.Code != 0 {
+		t.Fatalf("go build: %d\n%s", res.Status.Code, res.Stderr)
 	}
 	return out
 }
@@ -50,7 +55,7 @@ func Program(t *testing.T) string {
 // Base makes a base image of busybox.
 func Base(t *testing.T) warm.Base {
 	t.Helper()
-	busybox, err := exec.LookPath("busybox")
+	busybox, err := proc.LookPath("busybox")
 	if err != nil {
 		Require(t, "busybox", err.Error())
 	}
@@ -61,9 +66,12 @@ func Base(t *testing.T) warm.Base {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, h := range []tar.Header{
-		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(bin))},
-		{Name: "bin/sh", Typeflag: tar.TypeSymlink, Linkname: "busybox"}, {Name: "bin/cat", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
-		{Name: "bin/sleep", Typeflag: tar.TypeSymlink, Linkname: "busybox"}, {Name: "bin/id", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
+		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(bin))},
+		{Name: "bin/sh", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
+		{Name: "bin/cat", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
+		{Name: "bin/sleep", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
+		{Name: "bin/id", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
 	} {
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -140,7 +148,7 @@ func Start(t *testing.T, o warm.Options) *warm.Service {
 	}
 	if o.Dir == "" {
 		// Rooms' users pass through it, which a test's directory does not allow.
-		dir, err := os.MkdirTemp("/var/tmp", "skep-warm-")
+		dir, err := os.MkdirTemp("/var/tmp", "skep-warm-") //nolint:usetesting // as said
 		if err != nil {
 			t.Fatal(err)
 		}
