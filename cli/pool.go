@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -27,20 +28,20 @@ func newPoolCommand(env *Env) *cobra.Command {
 }
 
 // poolSocket is the flag that names a pool, for its clients.
-type poolSocket struct{ path string }
+type poolSocket struct {
+	path string
+	env  *Env
+}
 
 func (p *poolSocket) register(cmd *cobra.Command, env *Env) {
-	def := env.Getenv("SKEP_POOL")
-	if def == "" {
-		def = filepath.Join(defaultPool, "socket")
-	}
-	cmd.Flags().StringVar(&p.path, "socket", def, "`SOCKET` of the pool (default $SKEP_POOL)")
+	p.env = env
+	cmd.Flags().StringVar(&p.path, "socket", "", "`SOCKET` of the pool (default $SKEP_POOL, else "+filepath.Join(defaultPool, "socket")+")")
 }
 
 func (p *poolSocket) dial(ctx context.Context) (*pool.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	return pool.Dial(ctx, p.path)
+	return pool.Dial(ctx, cmp.Or(p.path, p.env.Getenv("SKEP_POOL"), filepath.Join(defaultPool, "socket")))
 }
 
 // printRoom prints a room so that a shell can take it apart.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
 )
 
@@ -54,6 +55,15 @@ func child(dir string) error {
 	}
 	fmt.Println("ready")
 	failed := make(chan error, 8)
+	// full reports whether err says that all is too young to be evicted, as where
+	// worker 3 gets little time: it then makes it older.
+	full := func(err error) bool {
+		if skep.KindOf(err) != skep.Exhausted {
+			return false
+		}
+		clock.add(3 * Keep)
+		return true
+	}
 	for w := range uint64(4) {
 		go func() {
 			for i := uint64(0); ; i++ {
@@ -70,6 +80,9 @@ func child(dir string) error {
 						blobs = append(blobs, blob(seed<<6|k, n))
 					}
 					for k, err := range s.PutBatch(context.Background(), blobs) {
+						if full(err) {
+							continue
+						}
 						if err != nil {
 							failed <- err
 							return
@@ -79,19 +92,21 @@ func child(dir string) error {
 				case 2: // uploads in pieces
 					b := blob(seed<<6, smallMax+1+r.IntN(300_000))
 					up, err := s.Upload(context.Background(), b.Digest, "u")
-					if err != nil {
-						failed <- err
-						return
-					}
-					for rest := b.Data; len(rest) > 0; {
+					for rest := b.Data; err == nil && len(rest) > 0; {
 						k := min(len(rest), 1+r.IntN(100_000))
-						if _, err := up.Write(rest[:k]); err != nil {
-							failed <- err
-							return
-						}
+						_, err = up.Write(rest[:k])
 						rest = rest[k:]
 					}
-					if err := up.Commit(context.Background()); err != nil {
+					if err == nil {
+						err = up.Commit(context.Background())
+					}
+					if full(err) {
+						if up != nil {
+							_ = up.Close() // forgotten when it is older
+						}
+						continue
+					}
+					if err != nil {
 						failed <- err
 						return
 					}
