@@ -1,6 +1,6 @@
 // Package engine is what the programs of a host ask of a container engine. The
 // interface holds the few calls that they make; package docker speaks to a real
-// one, package enginetest holds the suite that each must pass, and a fake.
+// one.
 package engine
 
 import (

@@ -12,27 +12,31 @@ import (
 type cgroups struct{ unified, freezer, pids string }
 
 func ownCgroups() (cgroups, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return cgroups{}, err
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return cgroups{}, err
-	}
-	return parseCgroups(string(mounts), string(own)), nil
+	own, _, err := ownHierarchies()
+	return cgroupsOf(own), err
 }
 
-// parseCgroups combines where hierarchies are mounted with where we are in
-// each.
-func parseCgroups(mountinfo, own string) cgroups {
-	h := parseHierarchies(mountinfo, own)
-	return cgroups{unified: h[unified], freezer: h["freezer"], pids: h["pids"]}
+func cgroupsOf(dirs map[string]string) cgroups {
+	return cgroups{unified: dirs[unified], freezer: dirs["freezer"], pids: dirs["pids"]}
 }
 
 // unified is the name of the tree of cgroup v2 among hierarchies, which have
 // those of their controllers.
 const unified = ""
+
+// ownHierarchies returns our directory in every hierarchy that is mounted, and
+// the table of mounts that says so.
+func ownHierarchies() (dirs map[string]string, mountinfo string, err error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, "", err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, "", err
+	}
+	return parseHierarchies(string(mounts), string(own)), string(mounts), nil
+}
 
 // parseHierarchies returns our directory in every hierarchy that is mounted.
 // proc_pid_mountinfo(5), cgroups(7).

@@ -35,16 +35,12 @@ var groupControllers = []string{"freezer", "pids", "memory", "cpu"}
 // PlanGroup says where a group called name will be: below the cgroups that
 // this process is in.
 func PlanGroup(name string) (*Group, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+	own, _, err := ownHierarchies()
 	if err != nil {
 		return nil, err
 	}
 	g := &Group{Dirs: map[string]string{}}
-	for controller, dir := range hierarchies(string(mounts), string(own)) {
+	for controller, dir := range own {
 		if slices.Contains(groupControllers, controller) {
 			g.Dirs[controller] = filepath.Join(dir, name)
 		} else if controller == "" {
@@ -57,40 +53,6 @@ func PlanGroup(name string) (*Group, error) {
 		return nil, errors.New("no cgroup hierarchy to limit processes with")
 	}
 	return g, nil
-}
-
-// hierarchies returns our directory in each mounted hierarchy, by controller.
-// proc_pid_mountinfo(5), cgroups(7).
-func hierarchies(mountinfo, own string) map[string]string {
-	dirs, paths := map[string]string{}, map[string]string{}
-	for line := range strings.Lines(own) {
-		if f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3); len(f) == 3 {
-			for _, name := range strings.Split(f[1], ",") {
-				paths[name] = f[2]
-			}
-		}
-	}
-	for line := range strings.Lines(mountinfo) {
-		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		f, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(f) < 5 || len(tail) < 3 {
-			continue
-		}
-		names := []string{""}
-		switch tail[0] {
-		case "cgroup":
-			names = strings.Split(tail[2], ",")
-		case "cgroup2":
-		default:
-			continue
-		}
-		for _, name := range names {
-			if path, in := paths[name]; in && dirs[name] == "" {
-				dirs[name] = below(unescape(f[4]), unescape(f[3]), path)
-			}
-		}
-	}
-	return dirs
 }
 
 // Make makes the group. It may be repeated.
@@ -207,19 +169,15 @@ func (g *Group) Remove(limit time.Duration) error {
 // and below ours, with what still runs in them: a container runtime's that was
 // killed while it made them.
 func RemoveCgroups(name string, limit time.Duration) error {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+	own, mounts, err := ownHierarchies()
 	if err != nil {
 		return err
 	}
 	g := &Group{Dirs: map[string]string{}}
-	for controller, dir := range hierarchies(string(mounts), string(own)) {
+	for controller, dir := range own {
 		g.Dirs[controller] = filepath.Join(dir, name)
 	}
-	for line := range strings.Lines(string(mounts)) {
+	for line := range strings.Lines(mounts) {
 		before, after, ok := strings.Cut(line, " - ")
 		if f := strings.Fields(before); ok && len(f) > 4 && strings.HasPrefix(after, "cgroup") {
 			g.Dirs["at "+f[4]] = filepath.Join(unescape(f[4]), name)

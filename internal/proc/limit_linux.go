@@ -30,15 +30,11 @@ func PlanLimited(m Method, name string, limits []Limit) (*Place, error) {
 	}
 	moves.Lock()
 	defer moves.Unlock()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	own, _, err := ownHierarchies()
 	if err != nil {
 		return nil, err
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return nil, err
-	}
-	return planLimited(m, name, limits, parseHierarchies(string(mounts), string(own)))
+	return planLimited(m, name, limits, own)
 }
 
 func planLimited(m Method, name string, limits []Limit, own map[string]string) (*Place, error) {

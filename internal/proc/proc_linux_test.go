@@ -271,7 +271,7 @@ func TestView(t *testing.T) {
 	}
 }
 
-func TestParseCgroups(t *testing.T) {
+func TestParseHierarchies(t *testing.T) {
 	for _, tt := range []struct {
 		name, mounts, own string
 		want              cgroups
@@ -289,16 +289,16 @@ func TestParseCgroups(t *testing.T) {
 		{"none", "1 2 0:1 / / rw - ext4 /dev/sda rw\nshort\n", "", cgroups{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, parseCgroups(tt.mounts, tt.own), cmp.AllowUnexported(cgroups{})); diff != "" {
+			if diff := cmp.Diff(tt.want, cgroupsOf(parseHierarchies(tt.mounts, tt.own)), cmp.AllowUnexported(cgroups{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-func FuzzParseCgroups(f *testing.F) {
+func FuzzParseHierarchies(f *testing.F) {
 	f.Add(`1 2 0:1 / /my\040cg rw - cgroup cgroup rw,cpu,freezer`, "2:cpu,freezer:/t\n")
-	f.Fuzz(func(t *testing.T, mounts, own string) { parseCgroups(mounts, own) })
+	f.Fuzz(func(t *testing.T, mounts, own string) { parseHierarchies(mounts, own) })
 }
 
 func TestIsolateNamesOnePairPerBot(t *testing.T) {
