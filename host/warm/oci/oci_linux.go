@@ -128,20 +128,20 @@ func (r *Runtime) Start(ctx context.Context, s *warm.Spec) error {
 
 // Remove implements warm.Runtime.
 func (r *Runtime) Remove(ctx context.Context, s *warm.Spec) error {
-	state := filepath.Join(r.State, s.Name)
+	state, log := filepath.Join(r.State, s.Name), filepath.Join(r.State, "."+s.Name+".log")
 	if _, err := os.Stat(state); err == nil {
 		// In a namespace of its own, as it looks for cgroups too.
-		if err := r.run(ctx, &proc.View{Detach: r.detach}, filepath.Join(r.State, "."+s.Name+".log"), "delete", "--force", s.Name); err != nil {
+		if err := r.run(ctx, &proc.View{Detach: r.detach}, log, "delete", "--force", s.Name); err != nil {
 			// A state that was half written when the runtime was killed.
 			if rerr := os.RemoveAll(state); rerr != nil {
 				return errors.Join(err, rerr)
 			}
 		}
-		_ = os.Remove(filepath.Join(r.State, "."+s.Name+".log"))
 		if err := os.RemoveAll(state); err != nil {
 			return err
 		}
 	}
+	_ = os.Remove(log) // also that of a removal which was killed
 	return proc.RemoveCgroups(s.Name, 5*time.Second)
 }
 
