@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -237,6 +238,10 @@ func (s *Service) recover() error {
 		return err
 	}
 	for _, d := range dirs {
+		if !roomName.MatchString(d.Name()) { // its name would be that of cgroups to end
+			s.log.Warn("not a room's directory, left alone", "name", d.Name())
+			continue
+		}
 		if _, known := s.rooms[d.Name()]; !known {
 			n, err := s.note(d.Name())
 			if err != nil {
@@ -248,7 +253,26 @@ func (s *Service) recover() error {
 	if n := len(s.rooms); n > 0 {
 		s.log.Info("removing what an earlier pool left", "rooms", n)
 	}
-	return os.RemoveAll(s.o.Socket)
+	return removeSocket(s.o.Socket)
+}
+
+// roomName is what names rooms and, in its own hierarchy, their cgroups.
+var roomName = regexp.MustCompile(`^skep-[0-9a-f]+-[0-9]+$`)
+
+// removeSocket removes the socket of a pool that was killed, and nothing else
+// that somebody may have at this path.
+func removeSocket(path string) error {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() != os.ModeSocket {
+		return skep.Errorf(skep.Precondition, "%s is there and is no socket; name another path for the pool's", path)
+	}
+	return os.Remove(path)
 }
 
 // Run serves until ctx ends or a client asks for shutdown; then it removes

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -134,6 +135,32 @@ func TestMalformed(t *testing.T) {
 		_ = conn.Close()
 		if _, err := c.Echo(t.Context(), "still there"); err != nil {
 			t.Fatalf("after %.40q: %v", words, err)
+		}
+	}
+}
+
+// A path that holds something else is not the pool's to remove, nor is a
+// directory whose name would be that of somebody's cgroups.
+func TestNothingOfOthersIsRemoved(t *testing.T) {
+	if os.Geteuid() != 0 {
+		warmtest.Require(t, "root", "a pool needs root")
+	}
+	dir, other := t.TempDir(), t.TempDir()
+	for _, d := range []string{filepath.Join(dir, "rooms", "system.slice"), filepath.Join(other, "socket", "precious")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := warm.New(t.Context(), warm.Options{
+		Dir: dir, Socket: filepath.Join(other, "socket"), Base: warmtest.Base(t), Program: warmtest.Program(t),
+		Runtime: &warmtest.Fake{}, Size: warm.Size{Max: 1, Limit: 1, Creators: 1},
+	})
+	if skep.KindOf(err) != skep.Precondition || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a directory at the socket's path: %v", err)
+	}
+	for _, d := range []string{filepath.Join(dir, "rooms", "system.slice"), filepath.Join(other, "socket", "precious")} {
+		if _, err := os.Stat(d); err != nil {
+			t.Error(err)
 		}
 	}
 }
