@@ -33,9 +33,8 @@ type session interface {
 	exec(ctx context.Context, text string, args ...any) (int64, error)
 
 	// write runs a statement whose result nobody waits for. It may be put off
-	// until the next exec, query or flush, and its error comes from there.
+	// until the next exec, query or commit, and its error comes from there.
 	write(ctx context.Context, text string, args ...any) error
-	flush(ctx context.Context) error
 
 	// begin starts a transaction. eager transactions put nothing off, so that
 	// every error belongs to the statement that returns it.

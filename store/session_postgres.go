@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -51,17 +53,6 @@ func (s *pgSession) send(ctx context.Context, mine int) (pgx.BatchResults, error
 		}
 	}
 	return res, nil
-}
-
-func (s *pgSession) flush(ctx context.Context) error {
-	if s.pending.Len() == 0 {
-		return nil
-	}
-	res, err := s.send(ctx, 0)
-	if err != nil {
-		return err
-	}
-	return res.Close()
 }
 
 func (s *pgSession) exec(ctx context.Context, text string, args ...any) (int64, error) {
@@ -119,11 +110,25 @@ func (s *pgSession) begin(ctx context.Context, eager bool) error {
 
 func (s *pgSession) commit(ctx context.Context) error {
 	if s.eager {
-		_, err := s.conn.Exec(ctx, "COMMIT")
-		return err
+		tag, err := s.conn.Exec(ctx, "COMMIT")
+		return committed(tag, err)
 	}
 	s.pending.Queue("COMMIT")
-	return s.flush(ctx)
+	res, err := s.send(ctx, 1)
+	if err != nil {
+		return err
+	}
+	tag, err := res.Exec()
+	return committed(tag, errors.Join(err, res.Close()))
+}
+
+// committed looks at the answer to COMMIT: of a transaction that had failed it
+// is ROLLBACK, and no error.
+func committed(tag pgconn.CommandTag, err error) error {
+	if err == nil && tag.String() != "COMMIT" {
+		return fmt.Errorf("the engine answered COMMIT with %q: the transaction had failed before", tag.String())
+	}
+	return err
 }
 
 func (s *pgSession) rollback(ctx context.Context) error {

@@ -102,8 +102,6 @@ func (s *sqliteSession) write(ctx context.Context, text string, args ...any) err
 	return err
 }
 
-func (s *sqliteSession) flush(context.Context) error { return nil }
-
 func (s *sqliteSession) begin(ctx context.Context, _ bool) error {
 	return s.write(ctx, "BEGIN IMMEDIATE")
 }

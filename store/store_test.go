@@ -321,3 +321,40 @@ func TestDurability(t *testing.T) {
 		}
 	})
 }
+
+// A caller who leaves while its change runs takes back nobody's change, though
+// what others wrote before may be on its way with what it reads.
+func TestWhoLeavesTakesNobodyAlong(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		var wg sync.WaitGroup
+		for i := range 200 {
+			req, task := newTask(i)
+			ready, err := Prepare(req, task, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				if err := s.Update(t.Context(), func(tx *Tx) error { return tx.CreateTask(ready) }); err != nil {
+					t.Errorf("who stays: %v", err)
+					return
+				}
+				if _, err := s.Task(t.Context(), req.ID); err != nil {
+					t.Errorf("an acknowledged task: %v", err)
+				}
+			})
+			wg.Go(func() {
+				ctx, leave := context.WithCancel(t.Context())
+				defer leave()
+				err := s.Update(ctx, func(tx *Tx) error {
+					leave()
+					_, _, err := tx.Token(ctx, "none")
+					return err
+				})
+				if err != nil {
+					t.Errorf("who leaves reads on: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}

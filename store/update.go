@@ -60,6 +60,22 @@ func (tx *Tx) note(err error) error {
 	return err
 }
 
+// txReads are the questions of a Tx. They last as long as the writer does,
+// whatever context is given: a caller who leaves would take along what others
+// wrote before, which travels with them. decisions.md 20. An error of the
+// engine is the change's own, also where fn goes on in spite of it.
+type txReads struct{ tx *Tx }
+
+func (r txReads) query(_ context.Context, text string, args ...any) (rows, error) {
+	rs, err := r.tx.s.query(r.tx.ctx, text, args...)
+	return rs, r.tx.note(err)
+}
+
+func (r txReads) row(_ context.Context, text string, args []any, dest ...any) (bool, error) {
+	found, err := r.tx.s.row(r.tx.ctx, text, args, dest...)
+	return found, r.tx.note(err)
+}
+
 // Update runs fn inside a transaction and returns after its change is durable.
 //
 // fn may run twice and must have no effect but on its Tx. An error of fn takes
@@ -307,7 +323,8 @@ func (w *writer) try(changes []*change, savepoints bool) (err error) {
 				return err
 			}
 		}
-		tx := &Tx{reads: reads{q: w.s}, Now: w.now().UTC().Truncate(time.Microsecond), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks, tags: w.tags, lastSeq: &w.lastSeq}
+		tx := &Tx{Now: w.now().UTC().Truncate(time.Microsecond), ctx: ctx, s: w.s, d: w.d, batch: b, known: w.looks, tags: w.tags, lastSeq: &w.lastSeq}
+		tx.reads.q = txReads{tx}
 		c.err = call(c.fn, tx)
 		if c.err == nil {
 			c.err = tx.err // an ignored error of the engine is still one
