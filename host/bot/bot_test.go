@@ -80,6 +80,16 @@ func workDir(t *testing.T, name string) string {
 	return dir
 }
 
+// noCgroups skips what cannot be shown without them, or fails where
+// SKEP_TEST_REQUIRE asks for them.
+func noCgroups(t *testing.T) {
+	t.Helper()
+	if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "cgroup") {
+		t.Fatal("SKEP_TEST_REQUIRE names cgroup, and this host has none that can be used")
+	}
+	t.Skip("SKIPPED, no cgroups: what a bot leaves cannot be found")
+}
+
 func needShell(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/bin/sh"); err != nil {
@@ -268,7 +278,7 @@ func TestKilledWithAllThatItStarted(t *testing.T) {
 		t.Errorf("Wait = %v", b.Wait())
 	}
 	if !inPlace {
-		t.Skip("no cgroups here: daemons cannot be found")
+		noCgroups(t)
 	}
 	kids, _ := os.ReadFile(filepath.Join(c.WorkDirectory, "kids"))
 	for _, pid := range strings.Fields(string(kids)) {
@@ -305,7 +315,7 @@ func TestRecover(t *testing.T) {
 	said(t, c, "up")
 	if first.none != nil {
 		_ = b.TerminateOrKill()
-		t.Skip("no cgroups here")
+		noCgroups(t)
 	}
 	second := NewStarter(s.Client(), s.URL)
 	second.Journal = journal
