@@ -36,7 +36,7 @@ func TestFindBotIsNeverWrong(t *testing.T) {
 				rt.Fatal(err)
 			}
 		}
-		text := rapid.OneOf(rapid.SampledFrom([]string{"7", "8", "9", "7\n", "", "0", "-7", "7\n8", "x", "99999999999"}), rapid.StringN(0, 40, 64)).Draw(rt, "text")
+		text := rapid.OneOf(rapid.SampledFrom([]string{"7", "7", "7\n", "7\n", "8", "8", "9", "", "0", "-7", "7\n8", "x", "99999999999"}), rapid.StringN(0, 40, 64)).Draw(rt, "text")
 		lock := filepath.Join(slot, lockPath)
 		put(lock, text)
 		put(filepath.Join(slot, "other"), "")
@@ -47,12 +47,23 @@ func TestFindBotIsNeverWrong(t *testing.T) {
 		for i := range rapid.IntRange(0, 4).Draw(rt, "processes") {
 			pid, inner := 200+i, 7+i
 			p := filepath.Join(proc, strconv.Itoa(pid))
+			// Half of them are as a bot is; else hardly any would be found.
+			bot := rapid.Bool().Draw(rt, "as a bot")
 			ns := rapid.SampledFrom([]int{1, 2, 2, 2, 3}).Draw(rt, "namespace")
+			if bot {
+				ns = 2
+			}
 			link(fmt.Sprintf("pid:[%d]", ns), filepath.Join(p, "ns/pid"))
 			put(filepath.Join(p, "status"), fmt.Sprintf("Name:\tx\nNSpid:\t%d\t%d\n", pid, inner))
 			file := rapid.SampledFrom([]string{lock, lock, lock, filepath.Join(slot, "other")}).Draw(rt, "open")
+			if bot {
+				file = lock
+			}
 			link(file, filepath.Join(p, "fd/3"))
 			info := rapid.SampledFrom([]string{"pos:\t0\n", "pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 200 fe:00:1 0 EOF\n", "lock:\t1: FLOCK  ADVISORY  WRITE 200 fe:00:1 0 EOF\n", "lock:\t1: POSIX  ADVISORY  WRITE 200 fe:00:1 0 EOF\n", "lock:\t1: FLOCK  ADVISORY  READ 200 fe:00:1 0 EOF\n"}).Draw(rt, "info")
+			if bot {
+				info = "pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 200 fe:00:1 0 EOF\n"
+			}
 			put(filepath.Join(p, "fdinfo/3"), info)
 			if ns == 2 && file == lock && (info[0] == 'l' || len(info) > 10) && containsAll(info, "FLOCK", "WRITE") {
 				good[inner] = pid
