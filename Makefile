@@ -59,8 +59,7 @@ bot-image: build ## build the image of a bot's container and load it into the en
 test: ## run all tests, with the race detector where there is a C compiler
 	@$(if $(RACE),true,echo "make test: NO RACE DETECTOR: there is no C compiler ($$($(GO) env CC)) on this machine")
 	@$(if $(SKEP_TEST_POSTGRES),true,echo "make test: NO POSTGRESQL: its tests are skipped; SKEP_TEST_POSTGRES=postgres://… names one to use")
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on $$($(GO) list ./... | grep -v '/host/warm$$')
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on ./host/warm # real containers, without other tests beside them
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on ./...
 
 .PHONY: lint
 lint: vet lint-go lint-generated cross ## everything that is checked without running it
