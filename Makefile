@@ -10,7 +10,8 @@ BOT = -ldflags "-s -w"
 PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 
 # The race detector needs cgo, and that a C compiler.
-RACE := $(if $(shell command -v $$($(GO) env CC)),-race)
+# The code of SQLite, translated from C, is not ours to check, and takes twice as long when it is.
+RACE := $(if $(shell command -v $$($(GO) env CC)),-race -gcflags=modernc.org/sqlite/lib=-race=false)
 
 # What `make dist` packs: hosts of the channel canary get the newest build, those of stable a pinned one. As Debian
 # writes versions.
@@ -55,11 +56,14 @@ dist: ## build what a release holds, for every platform, into dist/ with checksu
 bot-image: build ## build the image of a bot's container and load it into the engine at DOCKER_HOST
 	deploy/bot-image/build.sh bin/skep-bot $(IMAGE)
 
+# How many packages are tested at once: most of a test of real processes is waiting.
+PACKAGES = $(shell n=$$(nproc 2>/dev/null || echo 3); echo $$((n > 3 ? n : 3)))
+
 .PHONY: test
 test: ## run all tests, with the race detector where there is a C compiler
 	@$(if $(RACE),true,echo "make test: NO RACE DETECTOR: there is no C compiler ($$($(GO) env CC)) on this machine")
 	@$(if $(SKEP_TEST_POSTGRES),true,echo "make test: NO POSTGRESQL: its tests are skipped; SKEP_TEST_POSTGRES=postgres://… names one to use")
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on ./...
+	$(if $(RACE),CGO_ENABLED=1 GORACE=atexit_sleep_ms=0) $(GO) test $(RACE) -p $(PACKAGES) -timeout 20m -shuffle=on ./...
 
 .PHONY: lint
 lint: vet lint-go lint-generated cross ## everything that is checked without running it
@@ -95,9 +99,10 @@ generate: ## remake generated code and drawings
 .PHONY: bench
 bench: build ## run every benchmark and print the figures of this machine
 	@set -e; for c in dispatch lifecycle overhead idle cas; do bin/skep bench $$c; done
+	@set -e; [ "$$(id -u)" != 0 ] || for c in pool cleanroom refill; do bin/skep bench $$c; done # containers
 
 # The demonstrations of each issue. They print their figures and fail when a bound is missed; SKEP_SHOW=short is brief.
-.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.1 show-4.2 show-4.3 show-4.4
+.PHONY: show-1.1 show-1.2 show-1.3 show-1.4 show-1.5 show-2.1 show-2.2 show-2.3 show-2.4 show-2.5 show-3.1 show-3.2 show-3.3 show-3.4 show-3.5 show-3.6 show-3.7 show-4.1 show-4.2 show-4.3 show-4.4 show-4.5 show-5.1 show-5.2 show-5.3 show-5.4 show-5.5
 show-1.1: ## a fresh clone is ready in 2 s and runs a first task
 	$(GO) run ./internal/show fresh
 show-1.2: build ## the tests of Go's standard library as tasks on 4 bots
@@ -108,7 +113,7 @@ show-1.4: build ## speed and size reach their floors
 	$(GO) run ./internal/show floors
 show-1.5: ## every fuzz target for a while (SKEP_FUZZTIME)
 	$(GO) run ./internal/show fuzz
-show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm
+show-2.1: build ## real trees as inputs of tasks, byte for byte, cold and warm; two bots with one cache
 	$(GO) run ./internal/show trees
 show-2.2: build ## archive and download reach their bounds beside cp -r, SHA-256 and the disk
 	$(GO) run ./internal/show speed
@@ -124,7 +129,7 @@ show-3.2: build ## 208 bots under load take a changed hook; a build that crashes
 	$(GO) run ./internal/show change
 show-3.3: build ## hooks that loop, allocate, raise and lie are contained, reported and quarantined
 	$(GO) run ./internal/show hooks
-show-3.4: build ## tasks cannot get at the bot's credential; a bot under systemd
+show-3.4: build ## tasks cannot get at the bot's credential; a bot under systemd, by the script and by bootstrap-vm
 	$(GO) run ./internal/show secrets
 	$(GO) run ./internal/show systemd
 show-3.5: build ## a bot for Windows runs tasks under Wine; what is for macOS compiles
@@ -139,6 +144,48 @@ show-4.1: build ## skep host keeps 10 containers while containers, engine, launc
 show-4.2: build ## warm containers: hand-out in a millisecond; clients and the pool die, and nothing is left
 	$(GO) run ./internal/show pool
 show-4.3: build ## a task in a clean room costs little more and leaves nothing
-	$(GO) run ./internal/show cleanroom
+	CGO_ENABLED=0 $(GO) run ./internal/show cleanroom # it runs in rooms itself
 show-4.4: ## limits of a bot's cgroup limit, and nothing of a fork bomb survives
 	$(GO) run ./internal/show cage
+show-4.5: build ## nonsense, strangers, dead sockets, no engine, no disk, images that do not start: reasons, pauses, no hot loop
+	$(GO) run ./internal/show trouble
+	$(GO) run ./internal/show fuzz -only '^Fuzz(Receive|Request|ParseDrone)$$' ./internal/jsonfd ./host/warm ./config
+show-5.1: build ## pools of machines on a laptop, processes, containers and boards: resized, replaced, killed, removed, under load
+	$(GO) run ./internal/show machines laptop
+	$(GO) run ./internal/show machines lab
+show-5.2: build ## pools of machines on a cloud that fails one time in five, under kill -9; its machines become bots, killed at any byte
+	$(GO) run ./internal/show machines cloud
+	$(GO) run ./internal/show machines guest
+show-5.3: build ## ten thousand machines at rest and replaced, a hundred thousand looked at, one failing pool beside 49
+	$(GO) run ./internal/show machines scale
+show-5.4: ## weekly windows agree with clocks that are watched minute by minute, in every zone; the cloud takes what the validator takes
+	$(GO) run ./internal/show weeks
+	$(GO) run ./internal/show configs
+show-5.5: ## two providers on one PostgreSQL are killed and stopped
+	$(GO) run ./internal/show machines two
+
+# What is promised with counts beyond those of make test and the demonstrations: docs/promises.md says which.
+LONG = $(GO) test -count=1 -timeout 24h -v
+.PHONY: show-long
+show-long: build ## what docs/promises.md promises of hosts and machines, with the counts that it names; takes hours
+	$(LONG) ./host/launch -run '^TestFindBotIsNeverWrong$$|^TestPlanKeepsItsWord$$' -rapid.checks=10000
+	$(LONG) ./host/launch -run '^TestKilledAnywhere$$' -rapid.checks=500
+	$(LONG) ./host/warm -run '^TestNoBadRoomIsHandedOut$$' -gets=2000
+	$(LONG) ./host/warm -run '^TestPlanKeepsItsBounds$$' -rapid.checks=100000
+	$(LONG) ./provider/machine -run '^TestPoolChangeProperties$$|^TestShareProperties$$|^TestParkProperties$$' -rapid.checks=100000
+	$(LONG) ./provider/machine -run '^TestConverges$$|^TestRestSurvivesKills$$|^TestQueueProperties$$' -rapid.checks=500
+	$(LONG) ./provider/machine -run '^TestStatusIsARecount$$' -rapid.checks=100
+	$(LONG) ./provider/machine -run '^TestNoDeviceIsLost$$' -pairs=1000000
+	$(LONG) ./server -run '^TestMachineMetricsAreBounded$$' -replacements=10000
+	$(GO) test -run '^$$' -bench '^BenchmarkFilteredList$$' ./store
+	SKEP_SHOW=promises $(GO) run ./internal/show pool crun
+	$(GO) test -run '^$$' -fuzz '^FuzzReceive$$' -fuzztime 10000000x ./internal/jsonfd
+	$(GO) test -run '^$$' -fuzz '^FuzzRequest$$' -fuzztime 10000000x ./host/warm
+	$(LONG) ./internal/debris -run '^TestRemoveAny$$' -rapid.checks=2000
+	$(LONG) ./reconcile -run '^TestJournalAgreesWithAMap$$' -rapid.checks=2000
+	$(LONG) ./reconcile -run '^TestOneHolderAtATime$$|^TestNothingIsForgotten$$' -rapid.checks=100000
+	$(LONG) ./host/drone -run '^TestManagerMoves$$' -rapid.checks=10000
+	$(LONG) ./host/drone -run '^TestNeverTwoBotsForADevice$$' -schedules=100000
+	$(LONG) ./host/bot -run '^TestDiskIsBounded$$' -restarts=100000
+	$(LONG) ./queen -run '^TestPlan$$' -rapid.checks=100000
+	$(GO) test -run '^$$' -bench '^BenchmarkReport$$' -benchtime 3000x ./queen

@@ -37,6 +37,16 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
 
+// ParseKind returns the kind of that name, Internal for one that there is not.
+func ParseKind(name string) Kind {
+	for k, n := range kindNames {
+		if n == name {
+			return Kind(k) //nolint:gosec // one of few
+		}
+	}
+	return Internal
+}
+
 // Error is an error that may leave the system: Kind for programs, Field for
 // the offending field of an Invalid request ("" when there is none), and a
 // sentence for people.

@@ -85,20 +85,6 @@ func Dimensions(in []*pb.StringPair) (skep.Constraints, error) {
 	return out, nil
 }
 
-// PoolsOf returns the pools that a filter names: the alternatives of all its
-// pool entries.
-func PoolsOf(tags [][]string) []string {
-	var out []string
-	for _, alternatives := range tags {
-		for _, t := range alternatives {
-			if p, ok := strings.CutPrefix(t, "pool:"); ok {
-				out = append(out, p)
-			}
-		}
-	}
-	return out
-}
-
 // Range checks the creation times of a listing. spec api-v2.md §1.6. A start
 // before the first task there can be is no limit: existing clients send 1970.
 func Range(start, end *timestamppb.Timestamp) (from, to time.Time, err error) {

@@ -15,7 +15,8 @@ type ManifestOptions struct {
 	CAS         string // grpc(s):// URL of the storage; "" = the server's own
 	Host        string // URL of the server for the task's life
 	Secret      []byte
-	Trusted     bool // the pool trusts its tasks with the cache of inputs
+	Trusted     bool   // the pool trusts its tasks with the cache of inputs
+	WarmPool    string // socket of the pool in whose containers the task runs; "" = as its bot says
 
 	CacheSize func(name string) int64 // what a named cache is expected to have, in bytes, -1 = unknown; nil = of none it is known
 }
@@ -57,8 +58,8 @@ func Manifest(r *skep.TaskRequest, t *skep.Task, o ManifestOptions) *botapi.Mani
 		}
 		m.Caches = append(m.Caches, botapi.Cache{Name: c.Name, Path: c.Path, Hint: strconv.FormatInt(hint, 10)})
 	}
-	if o.CAS != "" || o.Trusted {
-		m.Skep = &botapi.ManifestSkep{CAS: o.CAS, Trusted: o.Trusted}
+	if o.CAS != "" || o.Trusted || o.WarmPool != "" {
+		m.Skep = &botapi.ManifestSkep{CAS: o.CAS, Trusted: o.Trusted, Pool: o.WarmPool}
 	}
 	switch {
 	case p.CASInput != nil:

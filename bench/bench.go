@@ -39,7 +39,7 @@ type Options struct {
 	Exe    string // the skep executable; default: this program
 	BotDir string // holds skep-bot; default: where Exe lies
 	Dir    string // where a temporary directory is made; default: os.TempDir, if that is on a disk
-	N      int    // samples; 0 = as many as the case's time allows, at least 300 but for cas
+	N      int    // samples; 0 = as many as the case's time allows, at least 300 but for slow cases
 	DB     string // postgres URL for lifecycle; a schema of its own is made and dropped there. Default: SQLite
 	Bots   int    // simulated bots of lifecycle (64) or idle (10,000)
 	Large  int64  // bytes of the large file of cas; 0 = 1 GiB, less = none
@@ -60,7 +60,7 @@ const patience = 60 * time.Second
 var slowCases = map[string]struct {
 	samples  int
 	patience time.Duration
-}{"cas": {1, 5 * time.Minute}}
+}{"cas": {1, 5 * time.Minute}, "cleanroom": {100, 2 * time.Minute}, "refill": {40, 2 * time.Minute}}
 
 // A measurement is one case: it fills in everything but Case and Yardsticks.
 type measurement func(context.Context, *run) (*Report, error)
@@ -71,6 +71,9 @@ var cases = map[string]measurement{
 	"lifecycle": lifecycle,
 	"overhead":  overhead,
 	"idle":      idle,
+	"pool":      warmPool,
+	"cleanroom": cleanRoom,
+	"refill":    refill,
 }
 
 // Cases returns the names of all cases, sorted.

@@ -2,18 +2,17 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
+	"github.com/skepdev/skep/bench/simbot"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/scheduler"
 	"github.com/skepdev/skep/server"
@@ -66,16 +65,16 @@ func TestGeneratorAndServerAgree(t *testing.T) {
 	}
 	began := time.Now()
 	for i := range 4 {
-		b, err := dialBot(s.URL, fmt.Sprintf("bench--%d", i))
+		b, err := simbot.Dial(s.URL, fmt.Sprintf("bench--%d", i))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer b.Close()
-		if err := b.ask(0); err != nil {
+		if err := b.Ask(0); err != nil {
 			t.Fatal(err)
 		}
-		if run, err := b.answer(); err != nil || len(run) > 0 {
-			t.Fatalf("an idle poll got %q, %v", run, err)
+		if cmd, _, err := b.Answer(); err != nil || cmd != botapi.CmdSleep {
+			t.Fatalf("an idle poll got %q, %v", cmd, err)
 		}
 		g.bots = append(g.bots, b)
 	}
@@ -93,68 +92,6 @@ func TestGeneratorAndServerAgree(t *testing.T) {
 	g.ids["5a00000000000111"] = true
 	if err := g.recount(t.Context(), s, began); err == nil {
 		t.Error("one that the server never saw was not missed")
-	}
-}
-
-// TestPollHasTheSizeOfARealOne holds poll.json against the recorded request.
-func TestPollHasTheSizeOfARealOne(t *testing.T) {
-	s := inProcess(t)
-	b, err := dialBot(s.URL, "bench--1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if err := b.ask(0); err != nil {
-		t.Fatal(err)
-	}
-	const recorded = 2782 // Content-Length in api/testdata/captures/bot_poll_run.json
-	if n := len(b.buf); n < recorded || n > recorded+recorded/10 {
-		t.Errorf("a poll has %d bytes, the recorded one %d", n, recorded)
-	}
-	if !json.Valid(b.buf) {
-		t.Errorf("not JSON: %s", b.buf)
-	}
-	if _, err := b.answer(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestWire(t *testing.T) {
-	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/chunks":
-			for _, s := range []string{"one ", strings.Repeat("x", 9000), " three"} {
-				_, _ = w.Write([]byte(s))
-				w.(http.Flusher).Flush()
-			}
-		case "/refused":
-			http.Error(w, "no", http.StatusTeapot)
-		default:
-			_, _ = fmt.Fprintf(w, "%s %s", r.Method, r.Header.Get("Content-Type"))
-		}
-	}))
-	defer hs.Close()
-	w, err := dialWire(hs.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	for _, tc := range []struct{ path, want, err string }{
-		{"/", "POST application/json; charset=UTF-8", ""},
-		{"/chunks", "one " + strings.Repeat("x", 9000) + " three", ""},
-		{"/refused", "", "418"},
-		{"/", "POST application/json; charset=UTF-8", ""},
-	} {
-		got, err := w.post(tc.path, jsonType, []byte("{}"))
-		if tc.err != "" {
-			if err == nil || !strings.Contains(err.Error(), tc.err) {
-				t.Errorf("%s: error %v, want one with %s", tc.path, err, tc.err)
-			}
-			continue
-		}
-		if err != nil || string(got) != tc.want {
-			t.Errorf("%s: %.40q %v, want %.40q", tc.path, got, err, tc.want)
-		}
 	}
 }
 

@@ -47,7 +47,7 @@ func storage(ctx context.Context, r *run) (*Report, error) {
 	trees := []*casTree{small}
 	if large > 0 {
 		fmt.Fprintln(r.Progress, "write the large file")
-		t := &casTree{name: "large", dir: filepath.Join(r.dir, "large"), rounds: min(b.rounds, 2), source: "one file"}
+		t := &casTree{name: "large", dir: filepath.Join(r.dir, "large"), rounds: b.rounds, source: "one file"}
 		if err := errors.Join(os.Mkdir(t.dir, 0o755), specimen.Large(filepath.Join(t.dir, "file"), large, 1)); err != nil {
 			return nil, err
 		}
@@ -58,7 +58,7 @@ func storage(ctx context.Context, r *run) (*Report, error) {
 		if t.files, t.bytes, err = specimen.Size(t.dir); err != nil {
 			return nil, err
 		}
-		t.took, t.lacks = map[string][]float64{}, map[string]string{}
+		t.took, t.yards, t.lacks = map[string][]float64{}, map[string][]float64{}, map[string]string{}
 		for n := range t.rounds {
 			fmt.Fprintf(r.Progress, "%s, round %d of %d\n", t.name, n+1, t.rounds)
 			if err := b.round(ctx, t); err != nil {
@@ -91,6 +91,7 @@ type casTree struct {
 	files  int
 	bytes  int64
 	took   map[string][]float64 // ms, one for each round
+	yards  map[string][]float64 // ms, of the machine itself, some for each round
 	lacks  map[string]string    // methods that do not work here, and why
 	rss    float64              // of the server, MiB, the most
 }
@@ -112,7 +113,7 @@ func (b *casBench) room(large int64) error {
 	if err != nil {
 		return err
 	}
-	if need := 3<<30 + 5*max(large, 0); free < need {
+	if need := 3<<30 + 6*max(large, 0); free < need {
 		return fmt.Errorf("%d MiB are free in %s, and %d MiB are needed; --dir names another place, --large a smaller file", free>>20, b.dir, need>>20)
 	}
 	return nil
@@ -130,15 +131,15 @@ func (b *casBench) smallTree(ctx context.Context) (*casTree, error) {
 	return t, specimen.Small(t.dir, specimen.Shape{})
 }
 
-// time runs one step and notes how long it took. What is to be written to the
+// time runs one step and notes in took how long that was. What is to be written to the
 // disk before is written first: it would be another step's.
-func (b *casBench) time(t *casTree, name string, step func() error) error {
+func (b *casBench) time(took map[string][]float64, name string, step func() error) error {
 	settleDisk(b.dir)
 	began := time.Now()
 	if err := step(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	t.took[name] = append(t.took[name], ms(time.Since(began)))
+	took[name] = append(took[name], ms(time.Since(began)))
 	return nil
 }
 
@@ -170,15 +171,18 @@ func (b *casBench) round(ctx context.Context, t *casTree) (err error) {
 	}
 	stat := filepath.Join(b.dir, "stat")
 	defer os.Remove(stat)
-	if err := b.time(t, "archive_empty", up("")); err != nil {
+	if err := b.time(t.took, "archive_empty", up("")); err != nil {
 		return err
 	}
 	first := root
-	if err := errors.Join(b.time(t, "archive_present", up("")), up(stat)(), b.time(t, "archive_unchanged", up(stat))); err != nil {
+	if err := errors.Join(b.time(t.took, "archive_present", up("")), up(stat)(), b.time(t.took, "archive_unchanged", up(stat))); err != nil {
 		return err
 	}
 	if root != first {
 		return fmt.Errorf("the tree became %s and then %s", first, root)
+	}
+	if err := b.yardsticks(ctx, t); err != nil {
+		return err
 	}
 	if err := b.download(ctx, t, s, root); err != nil {
 		return err
@@ -189,19 +193,37 @@ func (b *casBench) round(ctx context.Context, t *casTree) (err error) {
 	return nil
 }
 
-// download makes the tree from the server, and again from the cache by every
-// method.
+// download makes the tree from the server, on two machines, and again from the
+// cache by every method.
 func (b *casBench) download(ctx context.Context, t *casTree, s *service, root cas.Digest) (err error) {
-	dir, err := os.MkdirTemp(b.dir, "machine-")
+	overlay, err := b.machine(t, s, root)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.remove(dir)) }()
-	at := &casMachine{dir: dir, server: s.URL, root: root, remove: t.remove}
+	defer func() { err = errors.Join(err, t.remove(overlay.dir)) }()
+	at, err := b.machine(t, s, root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.remove(at.dir)) }()
 	if err := b.fill(ctx, t, at, "cold", cache.Link, true); err != nil {
 		return err
 	}
 	if err := at.clear(); err != nil {
+		return err
+	}
+	if t.lacks[string(cache.Overlay)] == "" {
+		if err := b.fill(ctx, t, overlay, "cold_overlay", cache.Overlay, true); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			t.lacks[string(cache.Overlay)] = err.Error()
+		}
+		if err := overlay.clear(); err != nil {
+			return err
+		}
+	}
+	if err := b.yardsticks(ctx, t); err != nil {
 		return err
 	}
 	for _, m := range []cache.Method{cache.Link, cache.Overlay, cache.Copy, cache.Reflink} {
@@ -233,6 +255,12 @@ func (b *casBench) download(ctx context.Context, t *casTree, s *service, root ca
 		}
 	}
 	return nil
+}
+
+// machine makes a machine with an empty cache.
+func (b *casBench) machine(t *casTree, s *service, root cas.Digest) (*casMachine, error) {
+	dir, err := os.MkdirTemp(b.dir, "machine-")
+	return &casMachine{dir: dir, server: s.URL, root: root, remove: t.remove}, err
 }
 
 // fill gives the tree to a task and notes how long that took, as the task's

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/bench/simbot"
 )
 
 const (
@@ -55,7 +56,7 @@ func (r *run) waiting(ctx context.Context, s *service, bots int) (*Report, error
 	if err != nil {
 		return nil, err
 	}
-	all := make([]*simBot, bots)
+	all := make([]*simbot.Bot, bots)
 	defer func() {
 		for _, b := range all {
 			if b != nil {
@@ -65,10 +66,10 @@ func (r *run) waiting(ctx context.Context, s *service, bots int) (*Report, error
 	}()
 	began := time.Now()
 	err = parallel(bots, 64, func(i int) (err error) {
-		if all[i], err = dialBot(s.URL, fmt.Sprintf("bench--%d", i)); err != nil {
+		if all[i], err = simbot.Dial(s.URL, fmt.Sprintf("bench--%d", i)); err != nil {
 			return err
 		}
-		return all[i].ask(50)
+		return all[i].Ask(50)
 	})
 	if err != nil {
 		return nil, err

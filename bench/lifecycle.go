@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
+	"github.com/skepdev/skep/bench/simbot"
 )
 
 const (
@@ -59,7 +61,7 @@ func (r *run) lifecycles(ctx context.Context, s *service) (*Report, error) {
 	if err := g.prepare(); err != nil {
 		return nil, err
 	}
-	g.bots = make([]*simBot, bots)
+	g.bots = make([]*simbot.Bot, bots)
 	defer func() {
 		for _, b := range g.bots {
 			if b != nil {
@@ -68,13 +70,13 @@ func (r *run) lifecycles(ctx context.Context, s *service) (*Report, error) {
 		}
 	}()
 	err := parallel(bots, 16, func(i int) (err error) {
-		if g.bots[i], err = dialBot(s.URL, fmt.Sprintf("bench--%d", i)); err != nil {
+		if g.bots[i], err = simbot.Dial(s.URL, fmt.Sprintf("bench--%d", i)); err != nil {
 			return err
 		}
-		if err := g.bots[i].ask(0); err != nil {
+		if err := g.bots[i].Ask(0); err != nil {
 			return err
 		}
-		_, err = g.bots[i].answer()
+		_, _, err = g.bots[i].Answer()
 		return err
 	})
 	if err != nil {
@@ -107,7 +109,7 @@ func (r *run) lifecycles(ctx context.Context, s *service) (*Report, error) {
 type generator struct {
 	tag   string
 	limit int // lifecycles to measure; 0 = as many as the time allows
-	bots  []*simBot
+	bots  []*simbot.Bot
 
 	newTask []byte // encoded, with a place for the number
 	uuidAt  int
@@ -188,9 +190,16 @@ func (g *generator) work(ctx context.Context, warmUp time.Duration) (*lifecycleR
 	return res, nil
 }
 
+// sequence numbers the tasks of this process.
+var sequence atomic.Uint64
+
+// scattered turns numbers into others of 12 digits, no two into the same, so
+// that ids made of them come in no order, as random ones do.
+func scattered(n uint64) uint64 { return n * 618_033_988_749 % 1_000_000_000_000 }
+
 // live is one bot: it hands in a task, polls until it gets one (its own or
 // another's), and reports it to the end.
-func (g *generator) live(ctx context.Context, b *simBot, warm time.Time) (out []sample, ids []string, err error) {
+func (g *generator) live(ctx context.Context, b *simbot.Bot, warm time.Time) (out []sample, ids []string, err error) {
 	newTask := bytes.Clone(g.newTask)
 	var run []byte
 	for ctx.Err() == nil && g.more(warm) {
@@ -200,24 +209,24 @@ func (g *generator) live(ctx context.Context, b *simBot, warm time.Time) (out []
 			now := time.Now()
 			s.took[step], at = now.Sub(at), now
 		}
-		appendPadded(newTask[:g.uuidAt], scattered(sequence.Add(1)))
-		if _, err := b.post("/prpc/swarming.v2.Tasks/NewTask", prpcType, newTask); err != nil {
+		simbot.AppendPadded(newTask[:g.uuidAt], scattered(sequence.Add(1)))
+		if _, err := b.Post("/prpc/swarming.v2.Tasks/NewTask", simbot.PRPC, newTask); err != nil {
 			return nil, nil, err
 		}
 		lap(stepNewTask)
 		for run = run[:0]; len(run) == 0; {
-			if err := b.ask(20); err != nil {
+			if err := b.Ask(20); err != nil {
 				return nil, nil, err
 			}
-			got, err := b.answer()
+			_, got, err := b.Answer()
 			if err != nil {
 				return nil, nil, err
 			}
 			run = append(run, got...)
 		}
 		lap(stepPoll)
-		for i, more := range [][]byte{moreAtStart, moreOutput, moreAtLast} {
-			if err := b.update(run, more); err != nil {
+		for i, more := range [][]byte{simbot.AtStart, simbot.WithOutput, simbot.AtLast} {
+			if err := b.Update(run, more); err != nil {
 				return nil, nil, err
 			}
 			lap(stepStart + i)
@@ -274,8 +283,8 @@ func (g *generator) recount(ctx context.Context, s *service, began time.Time) er
 		if err != nil {
 			return fmt.Errorf("recount: %w", err)
 		}
-		if !bytes.Equal(res.Output, output) {
-			return fmt.Errorf("task %s printed %d bytes, the server gives back %d others", id, len(output), len(res.Output))
+		if !bytes.Equal(res.Output, simbot.Output) {
+			return fmt.Errorf("task %s printed %d bytes, the server gives back %d others", id, len(simbot.Output), len(res.Output))
 		}
 	}
 	return nil

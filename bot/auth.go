@@ -157,14 +157,16 @@ func (b *Bot) keepFresh(ctx context.Context) {
 				return
 			case <-t.C:
 			}
-			h := b.headers()
-			if maps.Equal(h, last) {
-				continue
-			}
-			last = h
-			if err := r.SetHeaders(h); err != nil {
-				b.log.Warn("give the task new headers", "err", err)
-			}
+			b.contain(func() {
+				h := b.headers()
+				if maps.Equal(h, last) {
+					return
+				}
+				last = h
+				if err := r.SetHeaders(h); err != nil {
+					b.log.Warn("give the task new headers", "err", err)
+				}
+			})
 		}
 	}()
 }

@@ -7,6 +7,7 @@
 package bot
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -264,7 +265,7 @@ func (b *Bot) clean() {
 
 // Error reports text as a bot_error event; the same first line at most once
 // per 10 minutes. spec bot.md §8.7.
-func (b *Bot) Error(text string) { b.out.post(botapi.EventError, text) }
+func (b *Bot) Error(text string) { b.out.fail(text) }
 
 // attributes is what the bot says of itself now.
 func (b *Bot) attributes() botapi.Attributes {
@@ -288,7 +289,7 @@ func (b *Bot) attributes() botapi.Attributes {
 		b.lastGood = dims
 	}
 	b.quarantined = ""
-	if why := firstReason(own, b.illness, dimsIll, machine); why != nil {
+	if why := firstReason(own, b.illness, cmp.Or(dimsIll, b.hk.cacheIll), machine); why != nil {
 		state["quarantined"], b.quarantined = why, reasonText(why)
 	}
 	b.costHour = costOf(state["cost_usd_hour"])
@@ -327,9 +328,6 @@ func (b *Bot) lookAround() (dims map[string][]string, state map[string]any) {
 	}()
 	return b.cfg.Machine.Dimensions(), b.cfg.Machine.State()
 }
-
-// Attributes is what `skep-bot attributes` prints.
-func (b *Bot) Attributes() botapi.Attributes { return b.attributes() }
 
 func (b *Bot) fallIll(reason string) {
 	b.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/bot/hook"
+	"github.com/skepdev/skep/internal/peercred"
 	"github.com/skepdev/skep/internal/proc"
 )
 
@@ -66,7 +67,7 @@ func (b *Bot) OpenDoor(ctx context.Context) error {
 				time.Sleep(time.Second)
 				continue
 			}
-			go b.receive(ctx, c, places)
+			go b.contain(func() { b.receive(ctx, c, places) })
 		}
 	}()
 	return nil
@@ -105,11 +106,11 @@ func (b *Bot) receive(ctx context.Context, c net.Conn, places chan struct{}) {
 
 // mayVisit says why the process behind a connection must not come in.
 func mayVisit(c net.Conn, isolation string) error {
-	uid, err := peerUser(c)
+	cred, err := peercred.Of(c)
 	if err != nil {
 		return fmt.Errorf("who asks is not known: %w", err)
 	}
-	return mayUserVisit(uid, os.Geteuid(), isolation)
+	return mayUserVisit(cred.UID, os.Geteuid(), isolation)
 }
 
 func mayUserVisit(uid, own int, isolation string) error {

@@ -22,7 +22,7 @@ func (b *Bot) watchDrain() {
 		case <-b.idle.Done():
 			return
 		case <-t.C:
-			b.lookForDrain()
+			b.contain(b.lookForDrain)
 		}
 	}
 }

@@ -156,6 +156,24 @@ func TestPanicIsReportedAndSurvived(t *testing.T) {
 	})
 }
 
+// What runs beside the loop does not end the bot either.
+func TestPanicBesideTheLoopIsSurvived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, func(c *Config, _ *fixture) { c.StartAhead = true })
+		f.runner.prepare = func() { panic("broken preparation") }
+		wait := f.start(t)
+		time.Sleep(time.Minute)
+		f.Drain("test")
+		wait()
+		if e := f.server.of("event")[0]; !strings.HasPrefix(e.str("message"), "panic: broken preparation") {
+			t.Errorf("event = %q", e.str("message"))
+		}
+		if len(f.server.of("poll")) < 10 {
+			t.Error("the bot did not go on polling")
+		}
+	})
+}
+
 func TestBrokenMachineIsQuarantined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)

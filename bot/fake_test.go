@@ -143,6 +143,7 @@ type fakeRunner struct {
 	jobs     []runner.Job
 	prepared int
 	closed   int
+	prepare  func() // may be nil
 	run      func(context.Context, runner.Job) (runner.Summary, error)
 }
 
@@ -150,6 +151,9 @@ func (r *fakeRunner) Prepare(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.prepared++
+	if r.prepare != nil {
+		r.prepare()
+	}
 	return nil
 }
 

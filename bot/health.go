@@ -50,6 +50,9 @@ func (b *Bot) heal() {
 		b.rejuvenate(s)
 		return
 	}
+	if b.hk.held {
+		return // so many fall ill at once that the change is doubted, not the bots
+	}
 	ladder := s.Recovery
 	if len(ladder) == 0 { // the hooks name none
 		b.mu.Lock()

@@ -29,17 +29,19 @@ type Hooks interface {
 }
 
 // hooked is what hooks said, until they are asked again: before each poll. It
-// is guarded by Bot.mu, but for lastWork and script.
+// is guarded by Bot.mu, but for held, lastWork and script.
 type hooked struct {
 	dims     map[string][]string        // of get_dimensions; nil = the machine's
 	state    map[string]json.RawMessage // of get_state; nil = the machine's
 	dimsIll  string                     // why get_dimensions is not followed
+	cacheIll string                     // why no task can get its inputs
 	stateIll string                     // why get_state is not followed
 	settings hook.Settings
 	restart  []string        // messages of bot_restart, to be heeded
 	reboot   []string        // messages of host_reboot
 	told     json.RawMessage // the state as last told to the server
 
+	held     bool      // ill as it says it is, the server does not believe it: ADR 31
 	lastWork time.Time // end of the last task, or the start
 	lastIdle time.Time // on_bot_idle during an outage
 	script   *hook.Script
@@ -167,12 +169,25 @@ func (b *Bot) lookSettings() {
 		m.SetFreePartition(s.FreePartition.Root, s.FreePartition.Bot)
 	}
 	if r, ok := b.cfg.Runner.(caching); ok {
-		r.SetCacheSize(int64(min(s.Caches.Isolated.Size, math.MaxInt64)))
+		c := s.Caches.Isolated
+		ill := ""
+		if err := r.SetCache(int64(min(c.Size, math.MaxInt64)), int(min(c.Items, math.MaxInt32)), c.Dir); err != nil {
+			ill = "the cache of inputs cannot be used as it is set up: " + err.Error()
+		}
+		b.mu.Lock()
+		news := ill != b.hk.cacheIll
+		b.hk.cacheIll = ill
+		b.mu.Unlock()
+		if news && ill != "" {
+			b.Error(ill)
+		}
 	}
 }
 
 // caching is a Runner with a cache of inputs.
-type caching interface{ SetCacheSize(bytes int64) }
+type caching interface {
+	SetCache(bytes int64, items int, dir string) error
+}
 
 // partitioned is a Machine that checks its disks by rules.
 type partitioned interface {
@@ -422,10 +437,14 @@ func (b *Bot) farewell(rebooting bool) {
 	}
 }
 
-// beforeTask lets on_before_task change the task's environment, and passes on
-// what settings let through. Both travel with the job. decisions.md 13, 23.
-func (b *Bot) beforeTask(job *runner.Job) {
+// beforeTask lets on_before_task change the task's environment and name a warm
+// pool, and passes on what settings let through. All of it travels with the job.
+// decisions.md 13, 23.
+func (b *Bot) beforeTask(job *runner.Job, m *botapi.Manifest) {
 	job.Pool = b.settings().Task.Pool
+	if m.Skep != nil && m.Skep.Pool != "" {
+		job.Pool = m.Skep.Pool
+	}
 	env := passed(os.Environ(), b.settings().Task.EnvPass)
 	if b.cfg.Hooks != nil && b.cfg.Hooks.Has(hook.OnBeforeTask) {
 		b.askBeforeTask(job, env)
@@ -452,6 +471,14 @@ func (b *Bot) askBeforeTask(job *runner.Job, env map[string]string) {
 	out, err := b.hookErr(b.hard, hook.OnBeforeTask, file, command, all)
 	if err != nil || len(out.Args) != 3 {
 		return // the task runs as without the hook
+	}
+	var wish struct {
+		Pool *string `json:"pool"`
+	}
+	if err := json.Unmarshal(out.Value, &wish); err != nil {
+		b.Error(fmt.Sprintf("on_before_task returned something else than None or a dict with pool, a string; it is ignored: %v", err))
+	} else if wish.Pool != nil {
+		job.Pool = *wish.Pool
 	}
 	if data, err := readBotFile(file); err == nil {
 		job.BotFile = data

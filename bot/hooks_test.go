@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/bot/hook"
 	"github.com/skepdev/skep/runner"
 )
@@ -255,6 +257,83 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
+// cachingRunner is a runner with a cache of inputs.
+type cachingRunner struct {
+	*fakeRunner
+	mu   sync.Mutex
+	set  []string
+	fail func(dir string) error
+}
+
+func (r *cachingRunner) SetCache(bytes int64, items int, dir string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set = append(r.set, strings.TrimSpace(fmt.Sprintf("%d %d %s", bytes, items, dir)))
+	if r.fail != nil {
+		return r.fail(dir)
+	}
+	return nil
+}
+
+// TestCacheSettings follows caches.isolated from get_settings to the runner, and
+// what the runner says of it to the server.
+func TestCacheSettings(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		settings string
+		want     string // what the runner is told; bytes, items, directory
+		ill      string // in the state's quarantine
+	}{
+		{"no settings", `{}`, "53687091200 51200", ""},
+		{"items", `{"caches":{"isolated":{"items":7}}}`, "53687091200 7", ""},
+		{"any number of items", `{"caches":{"isolated":{"items":0}}}`, "53687091200 0", ""},
+		{"more items than an int has everywhere", `{"caches":{"isolated":{"size":9007199254740992,"items":9007199254740992}}}`, "9007199254740992 2147483647", ""},
+		{"all", `{"caches":{"isolated":{"size":1000,"items":9,"dir":"/shared"}}}`, "1000 9 /shared", ""},
+		{"a directory that is none", `{"caches":{"isolated":{"dir":"up/.."}}}`, "53687091200 51200", ""},
+		{"an impossible one", `{"caches":{"isolated":{"dir":"/thesis"}}}`, "53687091200 51200 /thesis", "the cache of inputs cannot be used as it is set up: there is a thesis"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &cachingRunner{fail: func(dir string) error {
+				if dir == "/thesis" {
+					return skep.Errorf(skep.Precondition, "there is a thesis")
+				}
+				return nil
+			}}
+			var f *fixture
+			synctest.Test(t, func(t *testing.T) {
+				f = withHooks(t, &fakeHooks{fn: map[string]func(hook.Call) (string, error){hook.GetSettings: says(tt.settings)}}, func(c *Config, f *fixture) {
+					r.fakeRunner = f.runner
+					c.Runner = r
+				})
+				f.server.answer = script(`{"cmd":"sleep","duration":1}`)
+				f.runFor(t, time.Minute)
+			})
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if len(r.set) == 0 || slices.ContainsFunc(r.set, func(s string) bool { return s != tt.want }) {
+				t.Errorf("the runner was told %q, want %q", r.set, tt.want)
+			}
+			polls := f.server.of("poll")
+			if len(polls) == 0 {
+				t.Fatal("no poll")
+			}
+			got, _ := polls[len(polls)-1].state()["quarantined"].(string)
+			if got != tt.ill && !(tt.ill != "" && strings.Contains(got, tt.ill)) {
+				t.Errorf("quarantined: %q, want %q", got, tt.ill)
+			}
+			told := 0
+			for _, e := range errorEvents(f.server) {
+				if tt.ill != "" && strings.Contains(e, tt.ill) {
+					told++
+				}
+			}
+			if want := min(len(tt.ill), 1); told != want { // once, however often it is looked
+				t.Errorf("%d events tell of it, want %d: %q", told, want, errorEvents(f.server))
+			}
+		})
+	}
+}
+
 func TestHooksInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &fakeHooks{fn: map[string]func(hook.Call) (string, error){}}
@@ -291,6 +370,35 @@ func TestHooksInOrder(t *testing.T) {
 		}
 		if !h.closed {
 			t.Error("the hook host is left behind")
+		}
+	})
+}
+
+// A hook that fails at every turn is told now and then; one that posts an error
+// means it. spec bot.md §8.7.
+func TestErrorsOfHooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &fakeHooks{
+			fn: map[string]func(hook.Call) (string, error){
+				hook.OnBotIdle: says("null"),
+				hook.OnBeforePoll: func(hook.Call) (string, error) {
+					return "", &hook.Error{Hook: hook.OnBeforePoll, Cause: hook.CauseRaised, Text: "broken"}
+				},
+			},
+			act: map[string][]hook.Action{hook.OnBotIdle: {{Kind: hook.ActionEvent, Event: "bot_error", Text: "no cable\nCalling stack:"}}},
+		}
+		f := withHooks(t, h, nil)
+		wait := f.start(t)
+		time.Sleep(9 * time.Minute)
+		f.Drain("test")
+		wait()
+		told := map[string]int{}
+		for _, c := range f.server.of("event") {
+			line, _, _ := strings.Cut(c.str("message"), "\n")
+			told[line]++
+		}
+		if told["hook on_before_poll: broken"] != 1 || told["no cable"] < 5 {
+			t.Errorf("told %v", told)
 		}
 	})
 }
@@ -373,6 +481,46 @@ func TestBeforeTaskTravelsWithTheJob(t *testing.T) {
 	})
 }
 
+// Who names the warm pool of a task: on_before_task, else pools.cfg, else the
+// settings.
+func TestWarmPool(t *testing.T) {
+	for _, tt := range []struct {
+		name, settings, manifest, hook string
+		want                           string
+		told                           bool
+	}{
+		{"nobody", `{}`, "", "null", "", false},
+		{"the settings", `{"task":{"pool":"/s"}}`, "", "null", "/s", false},
+		{"pools.cfg", `{"task":{"pool":"/s"}}`, "/p", "null", "/p", false},
+		{"the hook", `{"task":{"pool":"/s"}}`, "/p", `{"pool":"/h"}`, "/h", false},
+		{"the hook wants none", `{"task":{"pool":"/s"}}`, "/p", `{"pool":""}`, "", false},
+		{"the hook has no opinion", `{}`, "/p", `{"other":1}`, "/p", false},
+		{"the hook returns nonsense", `{}`, "/p", `{"pool":7}`, "/p", true},
+		{"the hook returns a text", `{}`, "/p", `"/h"`, "/p", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := withHooks(t, &fakeHooks{
+					fn: map[string]func(hook.Call) (string, error){hook.OnBeforeTask: says(tt.hook), hook.GetSettings: says(tt.settings)},
+					args: func(hook.Call) []json.RawMessage {
+						return []json.RawMessage{[]byte(`"f"`), []byte(`["task_runner"]`), []byte(`{}`)}
+					},
+				}, nil)
+				run := strings.Replace(runAnswer, `"bot_id"`, `"skep":{"pool":"`+tt.manifest+`"},"bot_id"`, 1)
+				f.server.answer = script(run, `{"cmd":"terminate","task_id":"5a00000000000211"}`)
+				f.start(t)()
+				if len(f.runner.jobs) != 1 || f.runner.jobs[0].Pool != tt.want {
+					t.Errorf("%d jobs, %+v", len(f.runner.jobs), f.runner.jobs)
+				}
+				told := slices.ContainsFunc(errorEvents(f.server), func(e string) bool { return strings.Contains(e, "on_before_task returned") })
+				if told != tt.told {
+					t.Errorf("told %q", errorEvents(f.server))
+				}
+			})
+		})
+	}
+}
+
 func TestRecoveryLadder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &fakeHooks{fn: map[string]func(hook.Call) (string, error){
@@ -391,12 +539,44 @@ func TestRecoveryLadder(t *testing.T) {
 			c.Restart = func(reason string) error { note("restart"); return errors.New("a test") }
 			c.Reboot = func(context.Context, string) error { note("reboot"); return errors.New("a test") }
 		})
+		f.server.answer = func(_ *fakeServer, c call) (int, string) {
+			if c.path != "poll" {
+				return 0, ""
+			}
+			return 200, `{"cmd":"sleep","duration":1,"quarantined":true}`
+		}
 		f.runFor(t, 5*time.Minute)
 		if diff := cmp.Diff([]string{"0s clean -a", "10s clean -a", "20s restart", "31s reboot"}, got); diff != "" {
 			t.Errorf("steps (-want +got):\n%s", diff)
 		}
 		if n := len(readSteps(filepath.Join(f.cfg.Dir, RecoveryFile))); n != 4 {
 			t.Errorf("%d steps are remembered", n)
+		}
+	})
+}
+
+// While the fleet's circuit breaker holds the quarantine, a bot leaves itself and
+// its host alone: a wrong check would restart the whole fleet otherwise.
+func TestRecoveryLadderWaitsForTheBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &fakeHooks{fn: map[string]func(hook.Call) (string, error){
+			hook.GetState:    says(`{"quarantined":"the new check says no"}`),
+			hook.GetSettings: says(`{"recovery":[{"do":"host_reboot","times":1}]}`),
+		}}
+		start, closed := time.Now(), 3*time.Minute
+		var rebooted time.Duration
+		f := withHooks(t, h, func(c *Config, _ *fixture) {
+			c.Reboot = func(context.Context, string) error { rebooted = time.Since(start); return errors.New("a test") }
+		})
+		f.server.answer = func(_ *fakeServer, c call) (int, string) {
+			if c.path != "poll" {
+				return 0, ""
+			}
+			return 200, fmt.Sprintf(`{"cmd":"sleep","duration":1,"quarantined":%v}`, time.Since(start) >= closed)
+		}
+		f.runFor(t, 5*time.Minute)
+		if rebooted < closed || rebooted > closed+2*time.Second {
+			t.Errorf("rebooted after %v, want %v", rebooted, closed)
 		}
 	})
 }

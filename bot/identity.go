@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/skepdev/skep/internal/backoff"
 )
 
 // HeaderVMToken carries the signed identity of a Compute Engine VM. spec bot.md
@@ -19,9 +21,10 @@ import (
 const HeaderVMToken = "X-Luci-Gce-Vm-Token"
 
 const (
-	identityMargin = 5 * time.Minute // before its end a token is not used any more. promise P27
-	identityRetry  = 10 * time.Second
-	identityLimit  = 10 * time.Second // of one call of the metadata server
+	identityMargin = 5 * time.Minute        // before its end a token is not used any more. promise P27
+	identityFirst  = 200 * time.Millisecond // until it is asked again, where it did not answer
+	identityRetry  = 10 * time.Second       // the most that this grows to
+	identityLimit  = 10 * time.Second       // of one call of the metadata server
 	maxIdentity    = 16 << 10
 )
 
@@ -35,16 +38,50 @@ type VMIdentity struct {
 	mu    sync.Mutex
 	token string
 	until time.Time
-	tried time.Time
+	next  time.Time // not asked before
+	pause backoff.Exponential
 }
 
 // NewVMIdentity returns the identity for audience, the bot's server, from the
 // metadata server at host. Nothing is asked yet.
 func NewVMIdentity(host, audience string) *VMIdentity {
-	return &VMIdentity{
-		url: "http://" + host + "/computeMetadata/v1/instance/service-accounts/default/identity?format=full&audience=" + url.QueryEscape(audience),
-		now: time.Now,
+	return (&VMIdentities{Host: host}).For(audience)
+}
+
+// VMIdentities are the identities of a VM for several audiences, each of which
+// is kept as a VMIdentity is.
+type VMIdentities struct {
+	Host    string // of the metadata server
+	Account string // service account that signs; "" = default
+
+	mu sync.Mutex
+	by map[string]*VMIdentity
+}
+
+// maxAudiences bounds them; who asks for more does not know what it asks for.
+const maxAudiences = 64
+
+// For returns the identity for an audience, the base URL of a server. Nothing
+// is asked yet.
+func (v *VMIdentities) For(audience string) *VMIdentity {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if id := v.by[audience]; id != nil {
+		return id
 	}
+	account := v.Account
+	if account == "" {
+		account = "default"
+	}
+	id := &VMIdentity{
+		url: "http://" + v.Host + "/computeMetadata/v1/instance/service-accounts/" + url.PathEscape(account) + "/identity?format=full&audience=" + url.QueryEscape(audience),
+		now: time.Now, pause: backoff.Exponential{Min: identityFirst, Max: identityRetry},
+	}
+	if v.by == nil || len(v.by) >= maxAudiences {
+		v.by = map[string]*VMIdentity{}
+	}
+	v.by[audience] = id
+	return id
 }
 
 // Token returns a token that is good for 5 minutes at least, or the last one
@@ -57,12 +94,15 @@ func (v *VMIdentity) Token() (string, error) {
 		return v.token, nil
 	}
 	var err error
-	if now.Sub(v.tried) >= identityRetry || now.Before(v.tried) {
-		v.tried = now
+	if !now.Before(v.next) || v.next.Sub(now) > identityRetry { // else the clock was set back
 		var token string
 		var until time.Time
 		if token, until, err = v.ask(); err == nil {
 			v.token, v.until = token, until
+			v.pause.Reset()
+			v.next = v.now().Add(identityRetry) // one that ends soon is no reason to ask all the time
+		} else {
+			v.next = v.now().Add(v.pause.Next())
 		}
 	} else {
 		err = errors.New("the metadata server is asked again soon")

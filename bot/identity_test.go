@@ -43,7 +43,7 @@ func TestVMIdentity(t *testing.T) {
 		{"the first", 0, false, ".1", 1},
 		{"a later one", 54 * time.Minute, false, ".1", 1},
 		{"5 minutes before its end, and away", 90 * time.Second, true, ".1", 2},
-		{"at once again", time.Second, true, ".1", 2},
+		{"at once again", 50 * time.Millisecond, true, ".1", 2},
 		{"when it is back", 20 * time.Second, false, ".3", 3},
 		{"away for longer", 2 * time.Hour, true, "", 4},
 		{"and back", time.Minute, false, ".5", 5},

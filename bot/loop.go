@@ -157,6 +157,7 @@ func (b *Bot) act(res *botapi.PollResponse, manifest json.RawMessage, polled tim
 
 	switch res.Cmd {
 	case botapi.CmdSleep:
+		b.hk.held = res.Quarantined != nil && !*res.Quarantined && b.ill() != ""
 		b.keepGood(false)
 		b.idling()
 		b.sleep(*res.Duration, time.Since(polled))
@@ -217,18 +218,25 @@ func clampSleep(secs float64) time.Duration {
 	return time.Duration(secs * float64(time.Second))
 }
 
-// survive calls f and turns a panic into an event: as long as the bot can poll,
-// the server can mend it. Then it pauses, unless ctx ends. spec bot.md §8.3,
-// rows B25, B37.
+// survive is contain with a pause after a panic, which ends with ctx.
 func (b *Bot) survive(ctx context.Context, pause *backoff.Exponential, f func()) {
+	if !b.contain(f) {
+		_ = pause.Sleep(ctx, 0)
+	}
+}
+
+// contain calls f and turns a panic into an event: as long as the bot can poll,
+// the server can mend it. It reports whether there was none. Whatever runs
+// beside the loop runs in it. spec bot.md §8.3, rows B25, B37.
+func (b *Bot) contain(f func()) (whole bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.log.Error("panic", "err", r, "stack", string(debug.Stack()))
 			b.Error(panicText(r, debug.Stack()))
-			_ = pause.Sleep(ctx, 0)
 		}
 	}()
 	f()
+	return true
 }
 
 // panicText ends with the part of the stack that tells most.
@@ -263,9 +271,11 @@ func (b *Bot) prepare() {
 	b.preparing = done
 	go func() {
 		defer close(done)
-		if err := b.cfg.Runner.Prepare(b.idle); err != nil && b.idle.Err() == nil {
-			b.log.Warn("prepare the next run", "err", err)
-		}
+		b.contain(func() {
+			if err := b.cfg.Runner.Prepare(b.idle); err != nil && b.idle.Err() == nil {
+				b.log.Warn("prepare the next run", "err", err)
+			}
+		})
 	}()
 }
 

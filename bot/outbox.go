@@ -111,6 +111,21 @@ func (o *outbox) save() {
 	}
 }
 
+// fail posts an error of the bot's own, or of a hook, once in repeatErrors: they
+// come with every turn of the loop.
+func (o *outbox) fail(text string) {
+	o.mu.Lock()
+	fresh := o.isNew(text)
+	o.mu.Unlock()
+	if !fresh {
+		o.bot.log.Error("event, told lately", "event", botapi.EventError, "message", clip(text, maxEventText))
+		return
+	}
+	o.post(botapi.EventError, text)
+}
+
+// post posts an event, however often: a hook that calls post_error means it.
+// spec bot.md §8.7.
 func (o *outbox) post(kind, text string) {
 	if len(text) > maxEventText {
 		text = text[:maxEventText] + "…"
@@ -118,9 +133,6 @@ func (o *outbox) post(kind, text string) {
 	o.bot.log.Error("event", "event", kind, "message", text)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if kind == botapi.EventError && !o.isNew(text) {
-		return
-	}
 	if len(o.waiting) >= maxEvents {
 		o.waiting = o.waiting[1:]
 		o.dropped++
@@ -133,8 +145,8 @@ func (o *outbox) post(kind, text string) {
 	}
 }
 
-// isNew compares first lines: the stacks below them hold addresses, which
-// differ each time.
+// isNew notes an error. It compares first lines: the stacks below them hold
+// addresses, which differ each time. o.mu is held.
 func (o *outbox) isNew(text string) bool {
 	text, _, _ = strings.Cut(text, "\n")
 	now := o.bot.cfg.Now()

@@ -8,13 +8,13 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // HideProcess keeps other processes of the same user out of this one: no
 // /proc/<pid>/mem or environ, no ptrace, no core dump. decisions.md 11.
 func HideProcess() error {
-	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	return proc.HideSelf()
 }
 
 // TakeSecret returns the environment variable name and removes it, also from

@@ -48,13 +48,18 @@ func (b *Bot) obey(ctx context.Context, c <-chan os.Signal) {
 		case isSignal(sig, stackSignals):
 			LogStacks(b.log)
 		case isSignal(sig, bundleSignals):
-			if path, err := b.Bundle(); err != nil {
-				b.log.Error("diagnostic bundle", "err", err)
-			} else {
-				b.log.Info("diagnostic bundle written", "path", path)
-			}
+			b.contain(b.writeBundle) // a broken one must not make the bot deaf
 		}
 	}
+}
+
+func (b *Bot) writeBundle() {
+	path, err := b.Bundle()
+	if err != nil {
+		b.log.Error("diagnostic bundle", "err", err)
+		return
+	}
+	b.log.Info("diagnostic bundle written", "path", path)
 }
 
 func isSignal(s os.Signal, set []os.Signal) bool {

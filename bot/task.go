@@ -28,12 +28,12 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	job := runner.Job{
 		Manifest: raw, Server: b.cfg.Server, BotID: b.cfg.ID, Session: b.cfg.Client.Session(),
 		Headers: b.headers(), RootCAs: b.cfg.RootCAs, CostUSDHour: cost, ReceivedAt: received,
-		CookieDir: "w", Announce: b.announce,
+		CookieDir: "w", Update: b.taskUpdate,
 	}
 	if b.cfg.ClientCert != nil {
 		job.ClientCert, job.ClientKey = b.cfg.ClientCert.PEM()
 	}
-	b.beforeTask(&job)
+	b.beforeTask(&job, m)
 	told := false
 	job.After = func(sum runner.Summary) {
 		told = true
@@ -61,13 +61,12 @@ func (b *Bot) runTask(m *botapi.Manifest, raw json.RawMessage) {
 	}
 }
 
-// announce is runner.Job.Announce: the task costs nothing yet.
-func (b *Bot) announce(ctx context.Context, task string) (canceled bool, err error) {
-	res, err := b.cfg.Client.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: task, CostUSD: new(float64)})
-	if err != nil {
-		return false, err
+// taskUpdate is runner.Job.Update.
+func (b *Bot) taskUpdate(ctx context.Context, u *botapi.TaskUpdate) (res *botapi.TaskUpdateResponse, err error) {
+	if !b.contain(func() { res, err = b.cfg.Client.TaskUpdate(ctx, u) }) {
+		err = errors.New("the update could not be sent: panic")
 	}
-	return res.MustStop, nil
+	return res, err
 }
 
 // failure says why the run, not the command, failed; "" if it did not.

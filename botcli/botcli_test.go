@@ -40,8 +40,39 @@ type fakeServer struct {
 	polls chan string  // answers for polls, in order; none = the poll waits
 	quit  chan struct{}
 
-	mu  sync.Mutex
-	out bytes.Buffer // of all tasks
+	mu      sync.Mutex
+	out     bytes.Buffer // of all tasks
+	answers map[string]*pollAnswer
+}
+
+// pollAnswer is the answer to a poll. One that the bot gives up it sends again
+// with its key, and must have the same. spec bot.md §2.7.
+type pollAnswer struct {
+	once  sync.Once
+	given chan struct{}
+	text  string
+}
+
+func (e *pollAnswer) give(text string) (first bool) {
+	e.once.Do(func() {
+		first, e.text = true, text
+		close(e.given)
+	})
+	return first
+}
+
+func (s *fakeServer) answerTo(key string) *pollAnswer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answers == nil {
+		s.answers = map[string]*pollAnswer{}
+	}
+	e := s.answers[key]
+	if e == nil {
+		e = &pollAnswer{given: make(chan struct{})}
+		s.answers[key] = e
+	}
+	return e
 }
 
 type apiCall struct {
@@ -82,12 +113,20 @@ func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"cmd":"sleep","duration":0}`)
 			return
 		}
+		key, _ := c.body["request_uuid"].(string)
+		e := s.answerTo(key)
 		select {
 		case a := <-s.polls:
-			io.WriteString(w, a)
+			if !e.give(a) {
+				s.polls <- a
+			}
+		case <-e.given:
 		case <-r.Context().Done():
+			return
 		case <-s.quit:
+			return
 		}
+		io.WriteString(w, e.text)
 	case "task_update":
 		if wait, _ := c.body["wait"].(float64); wait > 0 {
 			select {

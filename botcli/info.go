@@ -155,7 +155,3 @@ func reboot(e Env) int {
 	}
 	return 0
 }
-
-func bootstrapVM(e Env) int {
-	return fail(e, errors.New("bootstrap-vm comes with the machine provider; start a bot with start_bot"))
-}

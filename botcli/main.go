@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/runner"
 )
 
@@ -48,6 +49,9 @@ var commands = []command{
 
 // Main runs the subcommand that os.Args names and returns the exit code.
 func Main() int {
+	if len(os.Args) < 2 || os.Args[1] == "start_slave" || os.Args[1] == "start_bot" {
+		proc.Calm()
+	}
 	return Run(Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
 }
 

@@ -1,6 +1,7 @@
 package cas
 
 import (
+	"encoding/hex"
 	"fmt"
 	"path"
 	"slices"
@@ -57,12 +58,25 @@ const (
 	digestHash, digestSize           = 1, 2
 )
 
+// perEntry is what an entry takes in a message beside names, or a little less.
+const perEntry = 88
+
 // Encode returns the canonical message of a directory, sorting its entries.
 func (d *Directory) Encode() []byte {
 	slices.SortFunc(d.Files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Dirs, func(a, b Dir) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Symlinks, func(a, b Symlink) int { return strings.Compare(a.Name, b.Name) })
-	var out, node []byte
+	size := 0
+	for _, f := range d.Files {
+		size += perEntry + len(f.Name)
+	}
+	for _, s := range d.Dirs {
+		size += perEntry + len(s.Name)
+	}
+	for _, l := range d.Symlinks {
+		size += perEntry + len(l.Name) + len(l.Target)
+	}
+	out, node := make([]byte, 0, size), make([]byte, 0, 2*perEntry)
 	add := func(field protowire.Number) {
 		out = protowire.AppendTag(out, field, protowire.BytesType)
 		out = protowire.AppendBytes(out, node)
@@ -94,8 +108,9 @@ func appendText(b []byte, field protowire.Number, s string) []byte {
 
 // AppendDigest appends a digest as the field of a message.
 func AppendDigest(b []byte, field protowire.Number, d Digest) []byte {
-	var buf [80]byte
-	m := appendText(buf[:0], digestHash, d.Hash.String())
+	var buf [96]byte
+	m := protowire.AppendVarint(protowire.AppendTag(buf[:0], digestHash, protowire.BytesType), uint64(2*len(d.Hash)))
+	m = hex.AppendEncode(m, d.Hash[:])
 	if d.Size != 0 {
 		m = protowire.AppendVarint(protowire.AppendTag(m, digestSize, protowire.VarintType), uint64(d.Size))
 	}

@@ -29,6 +29,9 @@ func newBenchCommand(env *Env) *cobra.Command {
 			"lifecycle  durable task lifecycles per second, with simulated bots over HTTP\n" +
 			"overhead   what a bot adds to a task, and real tasks per second\n" +
 			"cas        archive, cold download and warm inputs: a tree of small files and a large file\n" +
+			"pool       from asking a warm pool for a container to having it\n" +
+			"cleanroom  what a task costs more in a container of a warm pool\n" +
+			"refill     how long a slot of skep host is without a container\n" +
 			"idle       memory and processor time of a server with many waiting bots, and of an idle bot\n\n" +
 			"A case starts what it needs beside whatever runs on this machine, and leaves nothing behind.\n" +
 			"Read its figures as multiples of the yardsticks, which are measured in the same minute.",
@@ -62,7 +65,7 @@ func newBenchCommand(env *Env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	out.register(cmd)
-	f.IntVarP(&opts.N, "samples", "n", 0, "how many `SAMPLES` to take, at least 300 but for cas, which takes 3 (default: what the case's time allows)")
+	f.IntVarP(&opts.N, "samples", "n", 0, "how many `SAMPLES` to take, at least 300 but for cas, cleanroom and refill, which take 3, 100 and 40 (default: what the case's time allows)")
 	f.IntVar(&opts.Bots, "bots", 0, "how many simulated bots: lifecycle (default 64), idle (default 10000)")
 	f.Var(&large, "large", "`SIZE` of the large file of cas (default 1GiB)")
 	f.StringVar(&db.db, "db", "", "postgres `URL` for lifecycle; a schema is made there and dropped (default $SKEP_DB, or SQLite)")

@@ -105,6 +105,11 @@ func (s *service) configChanged(ctx context.Context) {
 	if err := s.offer(ctx, true); err != nil {
 		s.log.ErrorContext(ctx, "the changed hooks are not handed out", "err", err)
 	}
+	if s.machines != nil {
+		if err := s.machines.follow(ctx); err != nil {
+			s.log.ErrorContext(ctx, "the changed pools of machines are not followed", "err", err)
+		}
+	}
 }
 
 // botDirectory is where skep-bot executables lie: dir, or where skep lies.

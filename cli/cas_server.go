@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/disk"
 	"github.com/skepdev/skep/cas/reapi"
@@ -86,14 +87,22 @@ func (s *service) inputs(ctx context.Context) ([]cas.Digest, error) {
 	if err != nil {
 		return nil, err
 	}
+	return digests(refs), nil
+}
+
+// digests are those of references that can be ours.
+func digests(refs []skep.CASReference) []cas.Digest {
 	out := make([]cas.Digest, 0, len(refs))
 	for _, r := range refs {
 		if d, err := cas.NewDigest(r.Hash, r.Size); err == nil && d != cas.Empty {
 			out = append(out, d)
 		}
 	}
-	return out, nil
+	return out
 }
+
+// pin keeps the inputs of a task while it is being accepted.
+func (s *storage) pin(refs []skep.CASReference) (done func()) { return s.disk.Pin(digests(refs)...) }
 
 // serveStorage makes the gRPC side of the storage, once the server can say who
 // may use it.

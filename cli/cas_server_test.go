@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -226,6 +229,161 @@ func TestStoragePlain(t *testing.T) {
 	got, err := download(t.Context(), conn, cas.Sum(large))
 	if err != nil || !bytes.Equal(got, large) {
 		t.Errorf("after a restart: %d bytes, %v", len(got), err)
+	}
+}
+
+// TestLargeBlobsByHTTP holds what plain transfers take and give, and that
+// what they refuse leaves nothing. wire: docs/wire/cas.md#plain-transfers
+func TestLargeBlobsByHTTP(t *testing.T) {
+	s := serveForTest(t, t.TempDir(), nil)
+	blob := randomBlob(3<<20 + 5)
+	d := cas.Sum(blob)
+	post := func(path, kind string, body io.Reader, size int64) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+path, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = size
+		r.Header.Set("Content-Type", kind)
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(text)
+	}
+	const kind = "application/octet-stream"
+	for _, tt := range []struct {
+		name, path, kind string
+		body             io.Reader
+		size             int64
+		code             int
+		text             string
+	}{
+		{"another path", "/cas/any/where", kind, bytes.NewReader(blob), d.Size, 404, "uploads"},
+		{"as a form has it", "/cas/uploads", "text/plain", bytes.NewReader(blob), d.Size, 400, "Content-Type"},
+		{"nobody knows how long", "/cas/uploads", kind, bytes.NewReader(blob), -1, 400, "Content-Length"},
+		{"small", "/cas/uploads", kind, bytes.NewReader(blob[:1000]), 1000, 400, "digest"},
+		{"too much", "/cas/uploads", kind, bytes.NewReader(nil), 1 << 50, 0, ""},
+		{"packed", "/cas/uploads", kind + ";gzip", bytes.NewReader(blob), d.Size, 400, "Content-Type"},
+		{"cut short", "/cas/uploads", kind, bytes.NewReader(blob), d.Size + 1, 0, ""},
+	} {
+		code, text := post(tt.path, tt.kind, tt.body, tt.size)
+		if tt.code > 0 && code != tt.code || code == 200 || !strings.Contains(text, tt.text) {
+			t.Errorf("%s: %d %s", tt.name, code, text)
+		}
+	}
+	conn := dialForTest(t, s.addr, insecure.NewCredentials(), "")
+	if _, err := download(t.Context(), conn, d); status.Code(err) != codes.NotFound {
+		t.Fatalf("after refusals: %v", err)
+	}
+	for range 2 { // the second is there already
+		if code, text := post("/cas/any/where/uploads", kind, bytes.NewReader(blob), d.Size); code != 200 || text != d.String()+"\n" {
+			t.Fatalf("%d %s", code, text)
+		}
+	}
+	if got, err := download(t.Context(), conn, d); err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	// Who asks first is refused before it sends anything.
+	raw, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	fmt.Fprintf(raw, "POST /cas/uploads HTTP/1.1\r\nHost: %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", s.addr, d.Size)
+	_ = raw.SetReadDeadline(time.Now().Add(30 * time.Second))
+	line, err := bufio.NewReader(raw).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 400 ") {
+		t.Errorf("asked before: %q, %v", line, err)
+	}
+	for _, from := range []int{0, 1 << 20, len(blob) - 1} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/cas/any/"+d.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusPartialContent || !bytes.Equal(got, blob[from:]) {
+			t.Errorf("from %d: %s, %d bytes, %v", from, res.Status, len(got), err)
+		}
+	}
+}
+
+// TestSmallBlobsByHTTP holds the same of bundles. wire: docs/wire/cas.md#bundles
+func TestSmallBlobsByHTTP(t *testing.T) {
+	s := serveForTest(t, t.TempDir(), nil)
+	var bundle cas.Bundle
+	var lines, had strings.Builder
+	contents := [][]byte{[]byte("small"), {}, randomBlob(cas.MaxBundled), []byte("small"), randomBlob(70000)}
+	for _, b := range contents {
+		copy(bundle.Append(len(b)), b)
+		fmt.Fprintln(&lines, cas.Sum(b))
+		if fmt.Fprint(&had, cas.Sum(b)); len(b) > 0 {
+			had.WriteString(" had")
+		}
+		had.WriteByte('\n')
+	}
+	post := func(path string, body []byte) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+path, bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/octet-stream")
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(text)
+	}
+	for _, tt := range []struct {
+		name, path string
+		body       []byte
+		text       string
+	}{
+		{"a bundle cut short", "/cas/bundles", bundle.Wire()[:5], "blob 0: 1 of 5 bytes"},
+		{"too large a bundle", "/cas/bundles", make([]byte, cas.MaxBundle+1), "Content-Length"},
+		{"no digest", "/cas/blobs", []byte("x\n"), "HASH/SIZE"},
+		{"a large blob", "/cas/blobs", []byte(cas.Empty.Hash.String() + "/1048577\n"), "goes alone"},
+		{"more than a bundle", "/cas/blobs", bytes.Repeat([]byte(cas.Sum(contents[2]).String()+"\n"), 4), "more than a bundle"},
+		{"too much at once", "/cas/blobs", bytes.Repeat([]byte(cas.Empty.String()+"\n"), 40000), "Content-Length"},
+	} {
+		if code, text := post(tt.path, tt.body); code != 400 || !strings.Contains(text, tt.text) {
+			t.Errorf("%s: %d %.200s", tt.name, code, text)
+		}
+	}
+	if code, text := post("/cas/blobs", []byte(lines.String())); code != 200 || text != "\xff\xff\xff\xff\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff" {
+		t.Errorf("before they are there: %d %x", code, text)
+	}
+	for _, want := range []string{lines.String(), had.String()} {
+		if code, text := post("/cas/any/where/bundles", bundle.Wire()); code != 200 || text != want {
+			t.Fatalf("%d %s, want %s", code, text, want)
+		}
+	}
+	if code, text := post("/cas/any/where/blobs", []byte(lines.String())); code != 200 || text != string(bundle.Wire()) {
+		t.Errorf("%d, %d bytes, want %d", code, len(text), len(bundle.Wire()))
+	}
+	conn := dialForTest(t, s.addr, insecure.NewCredentials(), "")
+	for _, b := range contents {
+		if got, err := download(t.Context(), conn, cas.Sum(b)); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("%d of %d bytes, %v", len(got), len(b), err)
+		}
 	}
 }
 

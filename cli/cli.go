@@ -19,7 +19,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/room"
+	"github.com/skepdev/skep/internal/proc"
 )
 
 // Env is the world a command may touch.
@@ -37,6 +39,9 @@ type Env struct {
 func Main() int {
 	if len(os.Args) > 1 && os.Args[1] == room.Word {
 		return room.Main() // the first process of a container: nothing more than it needs
+	}
+	if len(os.Args) > 1 && (os.Args[1] == "server" || os.Args[1] == "up") {
+		proc.Calm()
 	}
 	interrupts := make(chan os.Signal, 4)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
@@ -117,8 +122,8 @@ func newRootCommand(env *Env) *cobra.Command {
 		groupBots: {
 			newBotsCommand(env), newBotCommand(env), newBotTasksCommand(env), newTerminateCommand(env), newDeleteBotsCommand(env),
 		},
-		groupHosts:  {newHostCommand(env), newPoolCommand(env), newDroneCommand(env)},
-		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newBenchCommand(env)},
+		groupHosts:  {withReasons(newHostCommand(env)), withReasons(newPoolCommand(env)), withReasons(newDroneCommand(env)), newDronesCommand(env), newDutsCommand(env)},
+		groupServer: {newUpCommand(env), newServerCommand(env), newTokenCommand(env), newConfigCommand(env), newProviderCommand(env), newBenchCommand(env)},
 		"":          {newVersionCommand(env), newHookHostCommand()},
 	} {
 		for _, cmd := range cmds {
@@ -138,7 +143,7 @@ const (
 
 // flagError adds to cobra's text, which names the flag, where to look.
 func flagError(cmd *cobra.Command, err error) error {
-	return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
+	return skep.Errorf(skep.Invalid, "%w; %s --help lists the flags", err, cmd.CommandPath())
 }
 
 // usageErrorf is a command line that cannot be: the text names the flag or

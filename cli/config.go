@@ -144,6 +144,12 @@ func configTable(w *tableWriter, s *skeppb.ConfigState) {
 	}
 	w.row("pools", pools)
 	w.row("bot groups", fmt.Sprint(s.BotGroups))
+	if len(s.MachinePools) > 0 {
+		w.row("machine pools", strings.Join(s.MachinePools, " "))
+	}
+	for _, o := range s.Owners {
+		w.row("owners of "+o.Of, strings.Join(o.Names, " "))
+	}
 	for _, f := range s.Files {
 		state := "followed"
 		if f.RefusedSince != nil {
@@ -178,13 +184,34 @@ func stateOf(snap *config.Snapshot, refused []config.Refusal) *skeppb.ConfigStat
 	for _, f := range byName {
 		s.Files = append(s.Files, f)
 	}
+	for _, name := range s.Pools {
+		if who := snap.Pool(name).Owners; len(who) > 0 {
+			s.Owners = append(s.Owners, &skeppb.Owners{Of: "pool " + name, Names: who})
+		}
+	}
+	for _, m := range snap.Machines() {
+		s.MachinePools = append(s.MachinePools, m.Prefix)
+		if len(m.Owners) > 0 {
+			s.Owners = append(s.Owners, &skeppb.Owners{Of: "machines " + m.Prefix, Names: m.Owners})
+		}
+	}
+	slices.Sort(s.MachinePools)
+	for _, g := range snap.Groups() {
+		if len(g.Owners) > 0 {
+			s.Owners = append(s.Owners, &skeppb.Owners{Of: fmt.Sprintf("bots.cfg:%d", g.Line), Names: g.Owners})
+		}
+	}
 	slices.SortFunc(s.Files, func(a, b *skeppb.ConfigFile) int { return strings.Compare(a.Name, b.Name) })
 	return s
 }
 
 // describe is one line about a configuration.
 func describe(s *skeppb.ConfigState) string {
-	return fmt.Sprintf("%s, %s, %s, digest %s", counted(len(s.Files), "file"), counted(len(s.Pools), "pool"), counted(int(s.BotGroups), "bot group"), s.Digest)
+	what := []string{counted(len(s.Files), "file"), counted(len(s.Pools), "pool"), counted(int(s.BotGroups), "bot group")}
+	if n := len(s.MachinePools); n > 0 {
+		what = append(what, counted(n, "machine pool"))
+	}
+	return strings.Join(append(what, "digest "+s.Digest), ", ")
 }
 
 func counted(n int, what string) string {

@@ -66,11 +66,8 @@ func (c *connection) open(env *Env) (*fleet, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--ca-file: %w", err)
 		}
-		if roots, err = x509.SystemCertPool(); err != nil {
-			roots = x509.NewCertPool()
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--ca-file: %s holds no certificate in PEM form", file)
+		if roots, err = certPool(pem); err != nil {
+			return nil, fmt.Errorf("--ca-file: %s %w", file, err)
 		}
 	}
 	return newFleet(env, c, server, token, roots)
@@ -92,4 +89,16 @@ func (c *connection) url(env *Env) (string, error) {
 		return "", fmt.Errorf("%s: %w", from, err)
 	}
 	return server, nil
+}
+
+// certPool trusts whom this host trusts, and the authorities of pem.
+func certPool(pem []byte) (*x509.CertPool, error) {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, errors.New("holds no certificate in PEM form")
+	}
+	return roots, nil
 }

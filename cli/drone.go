@@ -26,11 +26,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/config"
 	"github.com/skepdev/skep/host/bot"
 	"github.com/skepdev/skep/host/drone"
 	"github.com/skepdev/skep/internal/atomicfile"
+	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/reconcile"
+	"github.com/skepdev/skep/runner"
 )
 
 // newDroneCommand runs the bots of this host: spec/host.md §3.3.
@@ -121,8 +124,11 @@ func newDroneVerb(env *Env, use, short, method string) *cobra.Command {
 				return err
 			}
 			resp, err := client.Do(req)
+			if errors.Is(err, fs.ErrPermission) {
+				return skep.Errorf(skep.Denied, "this user may not ask the drone at %s: %v", socket, err)
+			}
 			if err != nil {
-				return fmt.Errorf("no drone answers at %s; is skep drone running with this --dir? %w", socket, err)
+				return skep.Errorf(skep.Unavailable, "no drone answers at %s; is skep drone running with this --dir? %v", socket, err)
 			}
 			defer resp.Body.Close()
 			body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
@@ -130,7 +136,9 @@ func newDroneVerb(env *Env, use, short, method string) *cobra.Command {
 				return err
 			}
 			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+				var said struct{ Reason, Error string }
+				_ = json.Unmarshal(body, &said)
+				return skep.Errorf(skep.ParseKind(said.Reason), "%s: %s", resp.Status, cmp.Or(said.Error, string(bytes.TrimSpace(body))))
 			}
 			var s drone.DoorStatus
 			if err := json.Unmarshal(body, &s); err != nil {
@@ -169,22 +177,25 @@ type droneService struct {
 	door        *drone.Door
 
 	mu       sync.Mutex
-	cfg      *config.Drone
+	cfg      *config.Drone // with the token that could be read last
 	draining bool
 }
 
 func openDrone(env *Env, conn *connection, f *droneFlags, cfg *config.Drone) (_ *droneService, err error) {
+	_ = proc.HideSelf() // it holds a token, and may have the tasks' user
 	d := &droneService{config: f.config, cfg: cfg, log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: f.level}))}
 	if d.dir, err = filepath.Abs(f.directory(env)); err != nil {
 		return nil, err
 	}
 	bots := filepath.Join(d.dir, "bots")
 	if err := os.MkdirAll(bots, 0o755); err != nil {
-		return nil, fmt.Errorf("--dir: %w", err)
+		return nil, skep.Errorf(skep.Precondition, "the drone cannot write its --dir: %w", err)
 	}
 	d.lock = flock.New(filepath.Join(d.dir, drone.LockFile))
-	if ok, err := d.lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(fmt.Errorf("another skep drone uses %s; give this one another --dir", d.dir), err)
+	if ok, err := d.lock.TryLock(); err != nil {
+		return nil, skep.Errorf(skep.Precondition, "the drone cannot lock its --dir: %w", err)
+	} else if !ok {
+		return nil, skep.Errorf(skep.Conflict, "another skep drone uses %s; give this one another --dir", d.dir)
 	}
 	defer func() {
 		if err != nil {
@@ -192,7 +203,7 @@ func openDrone(env *Env, conn *connection, f *droneFlags, cfg *config.Drone) (_ 
 		}
 	}()
 	if d.journal, err = reconcile.OpenJournal(filepath.Join(d.dir, "journal")); err != nil {
-		return nil, err
+		return nil, skep.Errorf(skep.Precondition, "the drone's --dir: %w", err)
 	}
 	fl, err := conn.open(env)
 	if err != nil {
@@ -207,15 +218,19 @@ func openDrone(env *Env, conn *connection, f *droneFlags, cfg *config.Drone) (_ 
 	}
 	d.manager.Start, d.manager.Log = d.homes.Start, d.log
 	d.door = &drone.Door{Dir: d.dir, Manager: &d.manager, Drain: d.drain, Log: d.log}
-	if q := cfg.Queen; q != nil {
+	if err := d.door.Load(); err != nil {
+		return nil, skep.Errorf(skep.Precondition, "the drone's --dir: %w", err)
+	}
+	if cfg.Queen != nil {
 		key, err := registrationKey(filepath.Join(d.dir, "registration"))
 		if err != nil {
 			return nil, err
 		}
 		host, _ := os.Hostname()
+		hive := func() string { return d.current().Queen.Hive }
 		d.agent = &drone.Agent{
-			Queen:   &drone.Remote{Client: fl.Client, Key: key, Description: host, Hive: q.Hive},
-			Manager: &d.manager, Capacity: q.Capacity, Interval: q.Interval, Grace: cfg.Grace, Log: d.log,
+			Queen:   &drone.Remote{Client: fl.Client, Key: key, Description: host, Hive: hive, Version: droneVersion(buildTime())},
+			Manager: &d.manager, Terms: d.terms, Log: d.log,
 		}
 		d.door.Agent = d.agent
 	}
@@ -238,6 +253,15 @@ func droneTransport(f *fleet) *http.Transport {
 	return t
 }
 
+// droneVersion is what a drone says of its version: a number that grows, the
+// minute of its source in UTC, 202611270910; "unknown" where no build says.
+func droneVersion(built time.Time) string {
+	if built.IsZero() {
+		return "unknown"
+	}
+	return built.UTC().Format("200601021504")
+}
+
 // registrationKey is what this drone registers with, the same after a restart.
 func registrationKey(path string) (string, error) {
 	b, err := os.ReadFile(path)
@@ -257,19 +281,38 @@ func (d *droneService) current() *config.Drone {
 	return d.cfg
 }
 
+func (d *droneService) terms() drone.Terms {
+	q := d.current().Queen
+	return drone.Terms{Capacity: q.Capacity, Interval: q.Interval}
+}
+
 // botConfig is how a bot starts, as the configuration says now.
 func (d *droneService) botConfig(id, dir string) bot.Config {
 	cfg := d.current()
 	c := bot.Config{BotID: cfg.Prefix + id, WorkDirectory: dir, Grace: cfg.Grace, Resources: resources(cfg)}
+	// Tasks have this user where it is not root: they get at nothing of ours, nor
+	// of the other bots.
+	c.Env = append(c.Env, runner.HideDirEnv+"="+d.dir)
 	if cfg.BotTokenFile != "" {
-		b, err := os.ReadFile(cfg.BotTokenFile)
-		if err != nil {
-			d.log.Warn("bots get no token", "err", err)
-		} else {
-			c.Env = append(c.Env, "SKEP_BOT_TOKEN="+strings.TrimSpace(string(b)))
-		}
+		c.Env = append(c.Env, "SKEP_BOT_TOKEN="+d.botToken(cfg))
+	}
+	if d.agent != nil {
+		c.Admit = func() error { return d.agent.Admit(id, c.Grace) }
 	}
 	return c
+}
+
+// botToken is what the file holds now or, when it cannot be read, held last.
+func (d *droneService) botToken(cfg *config.Drone) string {
+	token, err := config.ReadBotToken(cfg.BotTokenFile)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.log.Warn("bots get the token that was read last", "err", err)
+		return cfg.BotToken
+	}
+	cfg.BotToken = token
+	return token
 }
 
 // resources are the limits of a bot, nil for none.
@@ -353,6 +396,7 @@ func (d *droneService) follow(ctx context.Context) error {
 		return err
 	}
 	last, _ := os.ReadFile(d.config)
+	refused := "" // why the file as it is now is not in force
 	resync := time.NewTicker(time.Minute)
 	defer resync.Stop()
 	for {
@@ -364,7 +408,7 @@ func (d *droneService) follow(ctx context.Context) error {
 		case <-resync.C:
 		}
 		text, err := os.ReadFile(d.config)
-		if err != nil || bytes.Equal(text, last) {
+		if err != nil || bytes.Equal(text, last) && refused == "" {
 			continue
 		}
 		last = text
@@ -373,15 +417,21 @@ func (d *droneService) follow(ctx context.Context) error {
 			err = errors.New("from a list to a queen or back needs a restart")
 		}
 		if err != nil {
-			d.log.WarnContext(ctx, "configuration refused, the last good one holds", "err", err)
+			if err.Error() != refused {
+				d.log.WarnContext(ctx, "configuration refused, the last good one holds", "err", err)
+			}
+			refused = err.Error()
 			continue
 		}
+		refused = ""
 		d.mu.Lock()
 		d.cfg = cfg
 		d.mu.Unlock()
 		d.log.InfoContext(ctx, "configuration changed; limits hold for bots that start from now on")
 		if d.agent == nil {
 			d.declare()
+		} else {
+			d.agent.Changed()
 		}
 	}
 }

@@ -76,8 +76,14 @@ func TestCircuitBreaker(t *testing.T) {
 		}
 		return int(res.Quarantined)
 	}
+	believed := 0
 	for i := range n { // a hook that finds fault with everybody
-		c.poll(member(fmt.Sprintf("b%d", i), map[string]any{"quarantined": "the new check says no"}))
+		if c.poll(member(fmt.Sprintf("b%d", i), map[string]any{"quarantined": "the new check says no"}))["quarantined"] == true {
+			believed++
+		}
+	}
+	if believed != 2 { // the others climb no recovery ladder
+		t.Errorf("%d of %d bots are told that they are in quarantine, want 20 %%", believed, n)
 	}
 	if got := ill(); got != 2 {
 		t.Errorf("%d of %d bots are quarantined, want 20 %%", got, n)
@@ -188,6 +194,27 @@ func TestRecoveryLadderTravels(t *testing.T) {
 	c.change(pool(31))
 	if cmd := c.poll(b)["cmd"]; cmd != "bot_restart" {
 		t.Errorf("after a change: %v, want bot_restart", cmd)
+	}
+}
+
+// A pool of pools.cfg names the warm pool that its tasks run in, and no other's.
+func TestWarmPoolTravels(t *testing.T) {
+	c := serveConfig(t, map[string]string{"pools.cfg": `pool { name: "p" realm: "a:b" default_task_realm: "a:b" warm_pool: "/run/skep/pool" } pool { name: "q" realm: "a:b" default_task_realm: "a:b" }`}, nil, nil)
+	cl := c.client("")
+	for pool, want := range map[string]any{"p": map[string]any{"pool": "/run/skep/pool"}, "q": nil} {
+		if _, err := cl.NewTask(t.Context(), newTaskIn(pool)); err != nil {
+			t.Fatal(err)
+		}
+		b := member("b"+pool, nil)
+		b["dimensions"] = map[string][]string{"id": {"b" + pool}, "pool": {pool}}
+		ans := c.poll(b)
+		m, _ := ans["manifest"].(map[string]any)
+		if m == nil {
+			t.Fatalf("no task of pool %s: %v", pool, ans)
+		}
+		if diff := cmp.Diff(want, m["skep"]); diff != "" {
+			t.Errorf("pool %s: %s", pool, diff)
+		}
 	}
 }
 

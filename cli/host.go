@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -87,7 +88,7 @@ func newLaunchCommand(env *Env, once bool) *cobra.Command {
 	fl.StringVar(&f.image, "image", "", "whole `NAME` of the image, best with @sha256:…; instead of --image-name")
 	fl.StringVar(&f.engine, "engine", docker.DefaultHost, "`SOCKET` of the container engine")
 	fl.StringVar(&f.engineRestart, "engine-restart-command", "systemctl restart docker", "`COMMAND` against an engine that hangs, \"\" = none")
-	fl.StringVar(&f.rebootCommand, "reboot-command", "/sbin/shutdown -r now", "`COMMAND` that restarts the host, \"\" = none may")
+	fl.StringVar(&f.rebootCommand, "reboot-command", "/sbin/shutdown -r now", "`COMMAND` that restarts the host, \"\" = none may, whatever its uptime")
 	fl.StringVar(&f.root, "root", "/b", "`DIR` of control files and of the slots' directories")
 	fl.StringVar(&f.stateDir, "state-dir", "/var/lib/skep-host", "`DIR` of journal and post-mortems")
 	fl.StringVar(&f.lockDir, "lock-dir", "/var/lock", "`DIR` of one lock file a container")
@@ -136,7 +137,7 @@ func (f *hostFlags) run(ctx context.Context, env *Env, cmd *cobra.Command, once 
 	if once {
 		return l.Once(ctx)
 	}
-	door, err := openDoor(ctx, f.socket, f.socketGroup, l.Handler())
+	door, err := openDoor(f.socket, f.socketGroup, l.Handler())
 	if err != nil {
 		return err
 	}
@@ -175,6 +176,10 @@ func (f *hostFlags) options(env *Env, cmd *cobra.Command) (launch.Options, *host
 		Name: f.name, Root: f.root, StateDir: f.stateDir, LockDir: f.lockDir, Server: f.server, CAFile: f.caFile, TokenDir: f.tokenDir,
 		Network: f.network, Version: f.version, Hosts: f.addHosts, HostAge: hostAge,
 		Log: slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	o.EngineSocket, _ = strings.CutPrefix(f.engine, "unix://")
+	if !filepath.IsAbs(o.EngineSocket) {
+		o.EngineSocket = "" // not a file
 	}
 	fqdn := f.hostname
 	if fqdn == "" {
@@ -362,6 +367,9 @@ func askHost(ctx context.Context, socket, method, path string, q url.Values) ([]
 		return nil, err
 	}
 	res, err := t.RoundTrip(req)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, skep.Errorf(skep.Denied, "this user may not ask the skep host at %s: %v; root may, and members of its --socket-group", socket, err)
+	}
 	if err != nil {
 		return nil, skep.Errorf(skep.Unavailable, "no skep host run answers at %s: %v", socket, err)
 	}
@@ -371,9 +379,9 @@ func askHost(ctx context.Context, socket, method, path string, q url.Values) ([]
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		var said struct{ Error string }
+		var said struct{ Reason, Error string }
 		_ = json.Unmarshal(body, &said)
-		return nil, errors.New(cmp.Or(said.Error, string(bytes.TrimSpace(body)), res.Status))
+		return nil, skep.Errorf(skep.ParseKind(said.Reason), "%s", cmp.Or(said.Error, string(bytes.TrimSpace(body)), res.Status))
 	}
 	return body, nil
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"net"
 	"net/http"
@@ -10,91 +9,48 @@ import (
 	"os/user"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/host/localsocket"
+	"github.com/skepdev/skep/internal/peercred"
 )
 
 // openDoor listens at the launcher's socket and returns what serves it until
 // its context ends. Only root, our own user and, when one is named, members of
 // a group come in.
-func openDoor(ctx context.Context, path, group string, h http.Handler) (func(context.Context), error) {
-	if c, err := net.Dial("unix", path); err == nil {
-		_ = c.Close()
-		return nil, skep.Errorf(skep.Conflict, "another program listens at %s; give this one a --socket of its own", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
+func openDoor(path, group string, h http.Handler) (func(context.Context), error) {
 	gid, mode := -1, fs.FileMode(0o600)
 	if group != "" {
 		g, err := user.LookupGroup(group)
 		if err != nil {
-			return nil, err
+			return nil, skep.Errorf(skep.Invalid, "--socket-group: %w", err)
 		}
 		if gid, err = strconv.Atoi(g.Gid); err != nil {
 			return nil, err
 		}
 		mode = 0o660
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	l, err := localsocket.Listen(path, mode, gid)
 	if err != nil {
 		return nil, err
 	}
-	err = os.Chmod(path, mode)
-	if gid >= 0 {
-		err = errors.Join(err, os.Chown(path, -1, gid))
-	}
-	if err != nil {
-		_ = l.Close()
-		return nil, err
-	}
-	srv := &http.Server{Handler: h, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	srv := localsocket.NewServer(h, func(c net.Conn) error { return mayAsk(c, gid) })
 	return func(ctx context.Context) {
 		var serving sync.WaitGroup
-		serving.Go(func() { _ = srv.Serve(peers{l, gid}) }) // ends with Close
+		serving.Go(func() { _ = srv.Serve(l) }) // ends with Close
 		<-ctx.Done()
 		_ = srv.Close()
 		serving.Wait()
 	}, nil
 }
 
-// peers lets only those in who may.
-type peers struct {
-	net.Listener
-	gid int
-}
-
-func (p peers) Accept() (net.Conn, error) {
-	for {
-		c, err := p.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		uid, err := peerUser(c)
-		if err == nil && (uid == 0 || uid == os.Geteuid() || p.member(uid)) {
-			return c, nil
-		}
-		_ = c.Close()
+func mayAsk(c net.Conn, gid int) error {
+	cred, err := peercred.Of(c)
+	switch {
+	case err != nil:
+		return skep.Errorf(skep.Denied, "the kernel does not say who you are: %v", err)
+	case cred.UID == 0 || cred.UID == os.Geteuid() || cred.InGroup(gid):
+		return nil
 	}
-}
-
-func (p peers) member(uid int) bool {
-	if p.gid < 0 {
-		return false
-	}
-	u, err := user.LookupId(strconv.Itoa(uid))
-	if err != nil {
-		return false
-	}
-	ids, err := u.GroupIds()
-	if err != nil {
-		return false
-	}
-	for _, id := range ids {
-		if id == strconv.Itoa(p.gid) {
-			return true
-		}
-	}
-	return false
+	return skep.Errorf(skep.Denied, "user %d may not ask this launcher; root may, and members of its --socket-group", cred.UID)
 }

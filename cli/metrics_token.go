@@ -7,28 +7,33 @@ import (
 	"strings"
 )
 
-// minMetricsToken keeps an empty or half-written file from opening the door.
-const minMetricsToken = 16
+// minToken keeps an empty or half-written file from opening the door.
+const minToken = 16
 
-// metricsToken returns what the file holds, "" while it cannot be used. It must
-// be good at the start.
-func metricsToken(file string) (func() string, error) {
-	read := func() (string, error) {
+// tokenIn returns what reads the token that a file holds.
+func tokenIn(file string) func() (string, error) {
+	return func() (string, error) {
 		f, err := os.Open(file)
 		if err != nil {
 			return "", err
 		}
 		defer f.Close()
-		data, err := io.ReadAll(io.LimitReader(f, 4096))
+		data, err := io.ReadAll(io.LimitReader(f, 64<<10))
 		if err != nil {
 			return "", err
 		}
 		token := strings.TrimSpace(string(data))
-		if len(token) < minMetricsToken {
-			return "", fmt.Errorf("%s holds %d characters, want at least %d", file, len(token), minMetricsToken)
+		if len(token) < minToken {
+			return "", fmt.Errorf("%s holds %d characters, want at least %d", file, len(token), minToken)
 		}
 		return token, nil
 	}
+}
+
+// metricsToken returns what the file holds, "" while it cannot be used. It must
+// be good at the start.
+func metricsToken(file string) (func() string, error) {
+	read := tokenIn(file)
 	if _, err := read(); err != nil {
 		return nil, fmt.Errorf("--metrics-token-file: %w", err)
 	}

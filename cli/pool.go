@@ -22,7 +22,7 @@ func newPoolCommand(env *Env) *cobra.Command {
 	cmd := group("pool", "Keep warm containers, and use them")
 	cmd.AddCommand(
 		newPoolStartCommand(env), newPoolGetCommand(env), newPoolConfirmCommand(env), newPoolExecCommand(env),
-		newPoolReleaseCommand(env), newPoolStatusCommand(env), newPoolStopCommand(env),
+		newPoolReleaseCommand(env), newPoolStatusCommand(env), newPoolRebaseCommand(env), newPoolStopCommand(env),
 	)
 	return cmd
 }
@@ -249,6 +249,33 @@ func printPool(t *tableWriter, st *pool.Status) {
 	for _, e := range st.Errors {
 		t.row("error", e.At.Format(time.RFC3339), e.Cause+": "+e.Text)
 	}
+}
+
+func newPoolRebaseCommand(env *Env) *cobra.Command {
+	var sock poolSocket
+	var ask pool.Rebase
+	cmd := &cobra.Command{
+		Use: "rebase", Short: "Give a pool another base image", Args: noArgs,
+		Long: "Give a pool another base image, without a restart. It returns when all containers that the pool gives out are of it; those that are in use stay as they are, and the old image goes with the last of them. Start the pool with it next time.",
+		RunE: env.action(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
+			if ask.File, err = filepath.Abs(ask.File); err != nil {
+				return err
+			}
+			c, err := sock.dial(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return c.Rebase(ctx, ask)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&ask.File, "base", "", "`FILE`, a tar archive of the base image; plain, gzip or zstd")
+	f.StringVar(&ask.Digest, "digest", "", "its digest, `sha256:…`")
+	_ = cmd.MarkFlagRequired("base")
+	_ = cmd.MarkFlagRequired("digest")
+	sock.register(cmd, env)
+	return cmd
 }
 
 func newPoolStopCommand(env *Env) *cobra.Command {

@@ -4,12 +4,18 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/warm"
+	"github.com/skepdev/skep/host/warm/docker"
 	"github.com/skepdev/skep/host/warm/lxc"
 	"github.com/skepdev/skep/host/warm/oci"
 )
@@ -18,8 +24,10 @@ func newPoolStartCommand(env *Env) *cobra.Command {
 	var (
 		o        warm.Options
 		kind     string
+		engine   string
 		users    []int
 		groups   []int
+		metrics  string
 		memory   byteSize
 		logLevel slog.Level
 	)
@@ -33,8 +41,17 @@ func newPoolStartCommand(env *Env) *cobra.Command {
 				return err
 			}
 			o.Dir = dir
-			if o.Runtime, err = poolRuntime(kind, dir); err != nil {
+			if o.Runtime, err = poolRuntime(kind, dir, engine); err != nil {
 				return usageErrorf(cmd, "--runtime: %v", err)
+			}
+			if d, ok := o.Runtime.(*docker.Runtime); ok {
+				defer d.Close()
+				if err := d.Check(ctx); err != nil {
+					return err
+				}
+				if !cmd.Flags().Changed("first-id") {
+					o.FirstID = d.FirstID()
+				}
 			}
 			o.Limits.Memory = int64(memory)
 			for _, u := range users {
@@ -48,17 +65,33 @@ func newPoolStartCommand(env *Env) *cobra.Command {
 					return err
 				}
 			}
+			var scrape net.Listener
+			if metrics != "" {
+				if scrape, err = listenLoopback(ctx, "--metrics", metrics); err != nil {
+					return err
+				}
+				defer scrape.Close()
+			}
 			s, err := warm.New(ctx, o)
 			if err != nil {
 				return err
 			}
+			if scrape == nil {
+				return s.Run(ctx)
+			}
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			srv := &http.Server{Handler: s.Metrics(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+			defer srv.Close()
+			serving.Go(func() { _ = srv.Serve(scrape) }) // ends with Close
 			return s.Run(ctx)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Dir, "dir", defaultPool, "`DIR` of the pool, on a disk; its socket is DIR/socket")
 	f.StringVar(&o.Socket, "socket", "", "`SOCKET` elsewhere")
-	f.StringVar(&kind, "runtime", "oci", "`KIND` of containers: oci (crun, else runc), crun, runc or lxc")
+	f.StringVar(&kind, "runtime", "oci", "`KIND` of containers: oci (crun, else runc), crun, runc, lxc or docker")
+	f.StringVar(&engine, "engine", "", "`URL` of the container engine of --runtime docker, which must map users (default unix:///var/run/docker.sock)")
 	f.StringVar(&o.Base.File, "base", "", "`FILE`, a tar archive of the base image; plain, gzip or zstd")
 	f.StringVar(&o.Base.Digest, "digest", "", "its digest, `sha256:…`")
 	f.IntVar(&o.Size.Min, "min", 2, "containers that are ready when nobody asks")
@@ -68,12 +101,13 @@ func newPoolStartCommand(env *Env) *cobra.Command {
 	f.Var(&memory, "memory", "the most memory of one container, a `SIZE`")
 	f.Int64Var(&o.Limits.Processes, "processes", 4096, "the most processes and threads of one container; 0 = no limit")
 	f.Int64Var(&o.Limits.MilliCPU, "milli-cpu", 0, "the most processor time of one container, in thousandths of a processor")
-	f.Uint32Var(&o.FirstID, "first-id", 1_000_000, "the first of the containers' users and groups on this host")
+	f.Uint32Var(&o.FirstID, "first-id", 1_000_000, "the first of the containers' users and groups on this host; with --runtime docker the engine's")
 	f.Uint32Var(&o.IDs, "ids", 65536, "how many there are")
 	f.BoolVar(&o.HostNetwork, "host-network", false, "let containers use the host's network; they have none otherwise")
 	f.IntSliceVar(&users, "allow-user", nil, "`UID` that may use the pool besides root; repeatable")
 	f.IntSliceVar(&groups, "allow-group", nil, "`GID` that may use the pool; the socket belongs to the first; repeatable")
 	f.IntVar(&o.MaxClients, "max-clients", 10240, "the most connections at a time")
+	f.StringVar(&metrics, "metrics", "", "`ADDRESS` on loopback, as 127.0.0.1:9101, where GET / answers in the format of Prometheus (default: nowhere)")
 	f.StringVar(&o.Program, "room-program", "", "`FILE`, a static skep that is the first process of containers (default: this one)")
 	f.TextVar(&logLevel, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn or error")
 	_ = f.MarkHidden("room-program")
@@ -82,7 +116,7 @@ func newPoolStartCommand(env *Env) *cobra.Command {
 	return cmd
 }
 
-func poolRuntime(kind, dir string) (warm.Runtime, error) {
+func poolRuntime(kind, dir, engine string) (warm.Runtime, error) {
 	switch kind {
 	case "oci":
 		return &oci.Runtime{State: filepath.Join(dir, "oci")}, nil
@@ -90,7 +124,23 @@ func poolRuntime(kind, dir string) (warm.Runtime, error) {
 		return &oci.Runtime{Program: kind, State: filepath.Join(dir, "oci")}, nil
 	case "lxc":
 		return &lxc.Runtime{}, nil
+	case "docker":
+		return &docker.Runtime{Host: engine}, nil
 	default:
-		return nil, fmt.Errorf("%q is none of oci, crun, runc and lxc", kind)
+		return nil, fmt.Errorf("%q is none of oci, crun, runc, lxc and docker", kind)
 	}
+}
+
+// listenLoopback listens at an address that nobody else reaches: there is no
+// token. flag names it in errors.
+func listenLoopback(ctx context.Context, flag, address string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return nil, skep.Errorf(skep.Invalid, "%s is %q, want an address on loopback, as 127.0.0.1:9101", flag, address)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, skep.Errorf(skep.Conflict, "%s: %w; name another port", flag, err)
+	}
+	return l, nil
 }

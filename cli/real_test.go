@@ -9,8 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/skepdev/skep/internal/pgtest"
 )
 
 // TestReal runs the command line against real servers and bots: the test's
@@ -20,7 +23,8 @@ func TestReal(t *testing.T) {
 		t.Skip("bots are complete on Linux only")
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/real",
+		Dir:  "testdata/real",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"until": until},
 		Setup: func(env *testscript.Env) error {
 			addr, err := freeAddress()
 			if err != nil {
@@ -31,10 +35,33 @@ func TestReal(t *testing.T) {
 			env.Setenv("STATE", filepath.Join(env.WorkDir, "st"))
 			env.Setenv("SKEP_STATE_DIR", filepath.Join(env.WorkDir, "st"))
 			env.Setenv("USER", "ann")
-			env.Defer(func() { endBots(filepath.Join(env.WorkDir, "st", "bots")) })
+			env.Setenv("GORACE", os.Getenv("GORACE"))
+			for _, dir := range []string{"st/bots", "st/machines", "p1/machines", "cloud"} {
+				env.Defer(func() { endBots(filepath.Join(env.WorkDir, dir), "*") })
+			}
+			if addr, err = freeAddress(); err != nil {
+				return err
+			}
+			env.Setenv("ADDR2", addr)
+			if strings.Contains(env.Getenv("WORK"), "script-postgres") {
+				env.Setenv("SKEP_DB", pgtest.DSN(env.T().(testing.TB)))
+			}
 			return nil
 		},
 	})
+}
+
+// until repeats a line of shell until it succeeds, with ! until it fails.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: [!] until 'LINE OF SHELL'")
+	}
+	for end := time.Now().Add(3 * time.Minute); (ts.Exec("sh", "-c", args[0]) == nil) == neg; {
+		if time.Now().After(end) {
+			ts.Fatalf("that is still not so: %s", args[0])
+		}
+		time.Sleep(250 * time.Millisecond) // each look starts programs
+	}
 }
 
 // freeAddress returns a loopback address where nothing listens now.
@@ -47,9 +74,10 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// endBots kills what a failed script left behind.
-func endBots(dir string) {
-	locks, _ := filepath.Glob(filepath.Join(dir, "*", "swarming.lck"))
+// endBots kills what a failed script left behind: bots in directories of dir
+// with such a name.
+func endBots(dir, name string) {
+	locks, _ := filepath.Glob(filepath.Join(dir, name, "swarming.lck"))
 	for _, lock := range locks {
 		b, err := os.ReadFile(lock)
 		if err != nil {

@@ -141,7 +141,7 @@ func (r *reproduction) inputs(ctx context.Context, conn *connection, st *storage
 // local is the task as a bot would start it.
 func (r *reproduction) local(temp string) *runner.Local {
 	l := &runner.Local{
-		TaskID: r.task, Server: r.server, Environ: r.env.Environ(), Command: r.props.Command, RelativeCwd: r.props.RelativeCwd,
+		TaskID: r.task, Server: r.server, BotID: "reproduce", Environ: r.env.Environ(), Command: r.props.Command, RelativeCwd: r.props.RelativeCwd,
 		Env: map[string]string{}, EnvPrefixes: map[string][]string{}, Run: r.work, Out: r.out, Temp: temp,
 	}
 	for _, e := range r.props.Env {
@@ -171,6 +171,7 @@ func (r *reproduction) run(ctx context.Context) error {
 		return err
 	}
 	cmd.Files = files
+	defer r.outputs()
 	p, err := proc.Start(cmd)
 	if err != nil {
 		finish()
@@ -186,6 +187,25 @@ func (r *reproduction) run(ctx context.Context) error {
 		return fmt.Errorf("the command failed with exit code %d: %s", status.Code, quoteCommand(cmd.Args))
 	}
 	return nil
+}
+
+// outputs says where what a bot would have uploaded is.
+func (r *reproduction) outputs() {
+	if entries, err := os.ReadDir(r.out); err == nil && len(entries) > 0 {
+		fmt.Fprintf(r.env.Stderr, "${ISOLATED_OUTDIR} was %s\n", r.out)
+	}
+	for _, o := range r.props.Outputs {
+		if path := filepath.Join(r.work, filepath.FromSlash(o)); present(path) {
+			fmt.Fprintf(r.env.Stderr, "output %s is %s\n", o, path)
+		} else {
+			fmt.Fprintf(r.env.Stderr, "output %s was not made\n", o)
+		}
+	}
+}
+
+func present(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // end gives the process a moment to end by itself.

@@ -54,9 +54,16 @@ func newRolloutVerb(env *Env, name, short string, do func(context.Context, *flee
 	return cmd
 }
 
+const otherCode = "downloaded other code than it was told to, and did not run it"
+
 func rolloutTable(w *tableWriter, r *skeppb.Rollout) {
 	w.row("RELEASE", "VERSION", "STATE", "SINCE", "WAITING", "CONFIRMED", "CRASHED", "QUARANTINED")
 	w.row(short(r.StableRelease), short(r.StableVersion), "stable", "", "", "", "", "")
+	for _, bot := range r.MismatchedBots {
+		if !slices.Contains(r.CrashedBots, bot) {
+			w.row("", "", bot+": "+otherCode, "", "", "", "", "")
+		}
+	}
 	if r.NextRelease == "" {
 		return
 	}
@@ -69,7 +76,7 @@ func rolloutTable(w *tableWriter, r *skeppb.Rollout) {
 	for _, bot := range r.CrashedBots {
 		why := "did not come back with the new code"
 		if slices.Contains(r.MismatchedBots, bot) {
-			why = "downloaded other code than it was told to, and did not run it"
+			why = otherCode
 		}
 		w.row("", "", bot+": "+why, "", "", "", "", "")
 	}

@@ -10,13 +10,16 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
+	"github.com/skepdev/skep/api/providerpb/projectspb"
 	"github.com/skepdev/skep/config"
 	"github.com/skepdev/skep/health"
 	"github.com/skepdev/skep/internal/idtoken"
+	"github.com/skepdev/skep/queen"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/server"
 )
@@ -90,12 +93,20 @@ func (f *fleetConfig) convert(s *config.Snapshot, refused []config.Refusal) *ser
 	ru := &server.Rules{
 		State:      stateOf(s, refused),
 		ForceSleep: set.ForceSleep, MaxBotSleep: set.MaxBotSleep, DisplayURL: set.DisplayURL, ViewerServer: set.ViewerServer,
+		Owns:       s.Owns,
 		Everywhere: func(identity, permission string) server.Answer { return answers[s.Everywhere(identity, permission)] },
 		InRealm: func(realm, identity, permission string) server.Answer {
 			return answers[s.InRealm(realm, identity, permission)]
 		},
-		Trusted: s.Trusted(), Expected: map[skep.BotID]health.Wanted{},
+		Queen: queen.Policy{
+			Lease: set.Queen.Lease, MaxRemovedPercent: set.Queen.MaxRemovedPercent, MinVersion: set.Queen.MinVersion, RefuseUnknown: set.Queen.RefuseUnknown,
+		},
+		Foreign: foreignRules(set.ForeignBots), Trusted: s.Trusted(), Expected: map[skep.BotID]health.Wanted{},
 	}
+	for _, p := range s.Projects() {
+		ru.Projects = append(ru.Projects, &projectspb.Project{Project: p.Name, Metric: p.Metrics, Region: p.Regions, Revision: p.Revision})
+	}
+	slices.SortFunc(ru.Projects, func(a, b *projectspb.Project) int { return strings.Compare(a.Project, b.Project) })
 	for id, p := range s.Expected() {
 		ru.Expected[skep.BotID(id)] = health.Wanted{Pool: p.Name, Grace: p.ExpectedBotGrace}
 	}
@@ -122,12 +133,16 @@ func (f *fleetConfig) convert(s *config.Snapshot, refused []config.Refusal) *ser
 
 var answers = map[config.Rights]server.Answer{config.Unsaid: server.Unsaid, config.Allowed: server.Granted, config.Refused: server.Refused}
 
+func foreignRules(f config.ForeignBots) server.ForeignRules {
+	return server.ForeignRules{Admits: f.Admits, Refuses: f.Policy == config.ForeignRefuse}
+}
+
 func poolRules(s *config.Snapshot, name string) *server.PoolRules {
-	p, foreign := s.Pool(name), s.ForeignBots(name)
+	p := s.Pool(name)
 	out := &server.PoolRules{
 		Trusted: p.Trusted, MaxBotUptime: p.MaxBotUptime, MaxHostUptime: p.MaxHostUptime, UptimeSpread: float64(p.UptimeSpread) / 100,
 		DefaultTaskRealm: p.DefaultTaskRealm, RefuseIsolationNone: p.RefuseIsolationNone, Informational: p.Informational,
-		AdmitsForeign: foreign.Admits, RefusesForeign: foreign.Policy == config.ForeignRefuse,
+		Foreign: foreignRules(s.ForeignBots(name)), WarmPool: p.WarmPool,
 		Rights: func(identity, permission string) server.Answer { return answers[s.InPool(name, identity, permission)] },
 	}
 	if b := p.Breaker; b != nil {
@@ -210,25 +225,26 @@ func (f *fleetConfig) verifier(a *config.VMAuth) *idtoken.Verifier {
 	return f.verifiers[key]
 }
 
-// vmIdentity reads project and name of a Compute Engine VM from its token.
-func vmIdentity(v *idtoken.Verifier) func(context.Context, string) (string, string, error) {
-	return func(ctx context.Context, token string) (project, instance string, err error) {
+// vmIdentity reads which Compute Engine VM it is from its token.
+func vmIdentity(v *idtoken.Verifier) func(context.Context, string) (server.CloudVM, error) {
+	return func(ctx context.Context, token string) (server.CloudVM, error) {
 		var claims struct {
 			Google struct {
 				ComputeEngine struct {
 					ProjectID    string `json:"project_id"`
+					Zone         string `json:"zone"`
 					InstanceName string `json:"instance_name"`
 				} `json:"compute_engine"`
 			} `json:"google"`
 		}
 		if err := v.Verify(ctx, token, &claims); err != nil {
-			return "", "", err
+			return server.CloudVM{}, err
 		}
 		ce := claims.Google.ComputeEngine
 		if ce.ProjectID == "" || ce.InstanceName == "" {
-			return "", "", errors.New("the token is not one of a VM; ask the metadata server for format=full")
+			return server.CloudVM{}, errors.New("the token is not one of a VM; ask the metadata server for format=full")
 		}
-		return ce.ProjectID, ce.InstanceName, nil
+		return server.CloudVM{Project: ce.ProjectID, Zone: ce.Zone, Name: ce.InstanceName}, nil
 	}
 }
 

@@ -339,7 +339,7 @@ bot_group { bot_id: "other" auth { require_token {} } dimensions: "pool:strict" 
 const somePools = `pool { name: "lab" realm: "p:lab" default_task_realm: "p:lab" informational_dimension_re: "battery" }
 pool { name: "strict" realm: "p:strict" refuse_isolation_none: true grant { to: "user:boss" role: ROLE_OPERATOR } grant { to: "user:look" role: ROLE_READER } }`
 
-var someFiles = map[string]string{"bots.cfg": someBots, "pools.cfg": somePools, "scripts/b.py": "py", "scripts/b.star": "star"}
+var someFiles = map[string]string{"bots.cfg": someBots, "pools.cfg": somePools, "scripts/b.py": "py", "scripts/b.star": "star = 1"}
 
 func TestBotsFollowTheConfiguration(t *testing.T) {
 	c := serveConfig(t, someFiles, nil, map[string]string{"bot": server.ScopeBot, "root": server.ScopeAdmin})
@@ -355,7 +355,7 @@ func TestBotsFollowTheConfiguration(t *testing.T) {
 	if diff := cmp.Diff(want, shake["bot_group_cfg"].(map[string]any)["dimensions"]); diff != "" {
 		t.Errorf("assigned (-want +got)\n%s", diff)
 	}
-	if shake["bot_config"] != "star" || shake["bot_config_name"] != "b.star" {
+	if shake["bot_config"] != "star = 1" || shake["bot_config_name"] != "b.star" {
 		t.Errorf("script %v %v", shake["bot_config_name"], shake["bot_config"])
 	}
 	foreign := about("b", nil)
@@ -447,6 +447,59 @@ func TestBotsFollowTheConfiguration(t *testing.T) {
 	delete(update, "session")
 	if status, _ := bot(botapi.PathTaskUpdate, update); status != 403 {
 		t.Errorf("without a session: %d", status)
+	}
+}
+
+// Bots that are no skep-bots come in as settings.cfg says, with and without
+// pools.cfg, unless their pool says otherwise; a skep-bot always does.
+func TestForeignBotsFollowTheConfiguration(t *testing.T) {
+	listed, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	refuse := `foreign_bots { policy: POLICY_REFUSE }`
+	list := `foreign_bots { policy: POLICY_LISTED allowed_digest: "` + listed + `" }`
+	pool := func(more string) string { return `pool { name: "p" realm: "a:b" ` + more + ` }` }
+	type want struct{ handshake, poll bool } // 200; and no quarantine
+	for _, tc := range []struct {
+		name          string
+		files         map[string]string
+		listed, other want
+	}{
+		{"nothing is said", nil, want{true, true}, want{true, true}},
+		{"refused, every pool exists", map[string]string{"settings.cfg": refuse}, want{}, want{}},
+		{"listed, every pool exists", map[string]string{"settings.cfg": list}, want{true, true}, want{true, false}},
+		{"refused", map[string]string{"settings.cfg": refuse, "pools.cfg": pool("")}, want{}, want{}},
+		{"refused by the pool", map[string]string{"pools.cfg": pool(refuse)}, want{}, want{}},
+		{"allowed by the pool", map[string]string{"settings.cfg": refuse, "pools.cfg": pool(`foreign_bots { policy: POLICY_ALLOW }`)}, want{true, true}, want{true, true}},
+		{"listed by the pool", map[string]string{"settings.cfg": refuse, "pools.cfg": pool(list)}, want{true, true}, want{true, false}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := serveConfig(t, tc.files, nil, nil)
+			come := func(id, version string, dims map[string][]string, state map[string]any) want {
+				bot := about(id, dims)
+				bot["version"], bot["state"] = version, state
+				status, shake := c.call(botCall{path: botapi.PathHandshake, body: bot})
+				bot["session"] = shake["session"]
+				code, ans := c.call(botCall{path: botapi.PathPoll, body: bot})
+				if status == 200 && shake["bot_version"] != version || code == 200 && ans["cmd"] != "sleep" {
+					t.Errorf("%s is told %v, %v", id, shake, ans)
+				}
+				return want{status == 200, code == 200 && ans["quarantined"] == false}
+			}
+			inPool := map[string][]string{"pool": {"p"}}
+			if got := come("listed", listed, inPool, map[string]any{}); got != tc.listed {
+				t.Errorf("a listed one: %+v, want %+v", got, tc.listed)
+			}
+			if got := come("other", other, inPool, map[string]any{}); got != tc.other {
+				t.Errorf("another one: %+v, want %+v", got, tc.other)
+			}
+			if got := come("ours", other, inPool, map[string]any{"skep": map[string]any{"isolation": "user"}}); got != (want{true, true}) {
+				t.Errorf("a skep-bot: %+v", got)
+			}
+			if _, ok := tc.files["pools.cfg"]; !ok {
+				if got := come("nowhere", other, nil, map[string]any{}); got != tc.other {
+					t.Errorf("one without a pool: %+v, want %+v", got, tc.other)
+				}
+			}
+		})
 	}
 }
 

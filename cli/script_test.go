@@ -17,6 +17,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"skep":     func() { os.Exit(cli.Main()) },
 		"skep-bot": bot, "swarming_bot": bot, "swarming_bot.1": bot, "swarming_bot.2": bot,
+		"swarming_bot.zip": bot, "swarming_bot.1.zip": bot, "swarming_bot.2.zip": bot, // of a drone
+		"cloud": cloudMain, "fetch": fetchMain,
 	})
 }
 
@@ -44,6 +46,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("SKEP_SERVER", f.serve(env.T().(testing.TB)).URL)
 			env.Setenv("USER", "ann")
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil
 		},
 	})

@@ -8,6 +8,26 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// untilInterrupted runs a service to its end. The first interrupt ends the
+// context of run, the second gives up waiting.
+func untilInterrupted(ctx context.Context, env *Env, run func(context.Context) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	for interrupts := 0; ; {
+		select {
+		case err := <-ended:
+			return err
+		case <-env.Interrupts:
+			if interrupts++; interrupts > 1 {
+				return errInterrupted
+			}
+			stop()
+		}
+	}
+}
+
 // newServerCommand: a server without bots.
 func newServerCommand(env *Env) *cobra.Command {
 	var flags serverFlags
@@ -35,22 +55,8 @@ func newServerCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, stop := context.WithCancel(cmd.Context())
-			defer stop()
-			ended := make(chan error, 1)
-			s.announce(ctx, env, "")
-			go func() { ended <- s.run(ctx) }()
-			for interrupts := 0; ; {
-				select {
-				case err := <-ended:
-					return err
-				case <-env.Interrupts:
-					if interrupts++; interrupts > 1 {
-						return errInterrupted
-					}
-					stop()
-				}
-			}
+			s.announce(cmd.Context(), env, "")
+			return untilInterrupted(cmd.Context(), env, s.run)
 		},
 	}
 	flags.register(cmd)

@@ -17,12 +17,15 @@ import (
 type serverFlags struct {
 	storeFlags
 	cas                    casFlags
+	swarming               swarmingFlags
+	machines               machineFlags
 	listen, config, botDir string
 	urls                   []string
 	tlsCert, tlsKey        string
 	tlsClientCA            string
 	selfSigned             bool
 	behindProxy            bool
+	noProvider             bool
 	metricsToken           string
 	level                  slog.Level
 }
@@ -38,8 +41,11 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	f.StringVar(&s.tlsClientCA, "tls-client-ca", "", "`FILE` with the authorities of client certificates, which bots.cfg can ask for")
 	f.BoolVar(&s.selfSigned, "tls-self-signed", false, "make a certificate, signed by an authority in the state directory")
 	s.cas.register(f)
+	s.swarming.register(cmd)
+	s.machines.register(cmd)
 	f.StringVar(&s.botDir, "bot-dir", "", "`DIR` with skep-bot executables (default: where skep lies)")
 	f.BoolVar(&s.behindProxy, "behind-proxy", false, "a proxy in front does TLS; needs --url and an admin token")
+	f.BoolVar(&s.noProvider, "no-provider", false, "leave the machines of vms.cfg to skep provider run; needs PostgreSQL")
 	f.StringVar(&s.metricsToken, "metrics-token-file", "", "`FILE` with a token that may read /metrics and nothing else, read again each time")
 	f.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	_ = cmd.MarkFlagDirname("config")

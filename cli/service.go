@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/internal/gcpace"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
@@ -35,6 +36,7 @@ type service struct {
 	release  *rollout.Release  // bot code without the configuration's hooks; nil = none
 	parts    map[string]string // of the release: path by hash
 	hooks    string            // base script last offered
+	machines *machines         // nil = this server looks after none
 
 	listener net.Listener
 	admin    net.Listener // nil where it cannot be
@@ -75,10 +77,15 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if s.config, err = openConfig(flags.config, s.stateDir, s.door.urls, s.log); err != nil {
 		return nil, err
 	}
-	so := scheduler.Options{Log: s.log, Version: version()}
+	so := scheduler.Options{Log: s.log, Version: version(), Watch: func(bot skep.BotID) {
+		if s.machines != nil {
+			s.machines.Rouse(bot)
+		}
+	}}
 	if s.config != nil {
 		so.BotDeath = func() time.Duration { return s.config.store.Snapshot().Settings().BotDeath }
 		so.BotLife = func() time.Duration { return s.config.store.Snapshot().Settings().RemoveDeadBots }
+		so.MayCome = func(c skep.Constraints) bool { return mayCome(s.config.store.Snapshot().Machines(), c) }
 	}
 	s.sched = scheduler.New(s.store, so)
 	if err := s.sched.Load(ctx); err != nil {
@@ -90,6 +97,10 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if err := s.openStorage(ctx, &flags.cas); err != nil {
 		return nil, err
 	}
+	steered, err := s.openProvider(ctx, env, flags)
+	if err != nil {
+		return nil, err
+	}
 	o := server.Options{
 		Store: s.store, Scheduler: s.sched, Log: s.log, Version: version(),
 		URLs: s.door.urls, Open: s.door.open, BehindProxy: flags.behindProxy, Code: s.code,
@@ -98,8 +109,9 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if s.config != nil {
 		o.Rules, o.Script = s.config.current, s.config.script
 	}
+	o.Machines = steered
 	if s.storage.disk != nil {
-		o.Usage = s.storage.disk.Usage
+		o.Usage, o.Pin = s.storage.disk.Usage, s.storage.pin
 	}
 	if flags.metricsToken != "" {
 		if o.MetricsToken, err = metricsToken(flags.metricsToken); err != nil {
@@ -177,6 +189,10 @@ func (s *service) run(ctx context.Context) error {
 	if s.config != nil {
 		g.Go(func() error { return s.config.run(failed, func() { s.configChanged(failed) }) })
 	}
+	if s.machines != nil {
+		g.Go(func() error { return s.machines.Run(failed) })
+	}
+	g.Go(func() error { return s.hearOthers(failed) })
 	g.Go(func() error { gcpace.Run(failed, 96<<20); return nil })
 	port := s.door.split(s.listener)
 	rpc := s.storage.rpc.GRPC()
@@ -216,6 +232,33 @@ func (s *service) run(ctx context.Context) error {
 	return nil
 }
 
+// hearOthers follows what other processes on the database tell, until ctx ends.
+func (s *service) hearOthers(ctx context.Context) error {
+	return s.store.Listen(ctx, func(n store.News) {
+		s.sched.Heard(ctx, n)
+		if s.machines != nil && n.Topic == store.NewsMachine { // of bots, the scheduler tells it
+			s.machines.Heard(n)
+		}
+	}, missed(ctx, s.log, func() {
+		if s.machines != nil {
+			s.machines.Missed()
+		}
+	}))
+}
+
+// missed logs that others are not heard, once each time, and does what then
+// must be done.
+func missed(ctx context.Context, log *slog.Logger, look func()) func(error) {
+	deaf := false
+	return func(err error) {
+		if err != nil && !deaf {
+			log.WarnContext(ctx, "other processes on the database are not heard; what they do is found by looking", "err", err)
+		}
+		deaf = err != nil
+		look()
+	}
+}
+
 func (s *service) httpServer(h http.Handler) *http.Server {
 	var plain http.Protocols
 	plain.SetHTTP1(true)
@@ -244,6 +287,9 @@ func (s *service) close() {
 	}
 	if s.listener != nil {
 		_ = s.listener.Close()
+	}
+	if s.machines != nil {
+		s.machines.end()
 	}
 	if s.storage.disk != nil {
 		if err := s.storage.disk.Close(); err != nil {

@@ -103,11 +103,7 @@ func (d direct) create(ctx context.Context, n server.NewToken) (newToken, error)
 	if !server.Closes(n.Scope) {
 		return newToken{ID: id, Token: text}, nil
 	}
-	crew, err := readCrewToken(d.stateDir)
-	if err == nil && crew != "" {
-		err = registerCrewToken(ctx, d.store, crew)
-	}
-	if err != nil {
+	if err := registerBotTokens(ctx, d.store, d.stateDir); err != nil {
 		return newToken{}, fmt.Errorf("the token was made, but bots of skep up are locked out: %w", err)
 	}
 	return newToken{ID: id, Token: text}, nil

@@ -60,10 +60,18 @@ func (u *fleetUp) run(ctx context.Context) error {
 	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- u.service.run(ctx) }()
-	left := make(chan struct{}) // closed when no bot is left
+	left := make(chan struct{})     // closed when no bot is left
+	draining := make(chan struct{}) // closed by the first interrupt
 	go func() {
 		defer close(left)
 		_ = u.bots.Run(ctx) // only says that ctx ended
+		if m := u.service.machines; m != nil && ctx.Err() == nil {
+			select {
+			case <-draining:
+				_ = m.local.Wait(ctx) // likewise
+			case <-ctx.Done():
+			}
+		}
 	}()
 	ready := make(chan int, 1)
 	go func() { ready <- u.awaitBots(ctx) }()
@@ -85,10 +93,17 @@ func (u *fleetUp) run(ctx context.Context) error {
 			case 1:
 				fmt.Fprintln(u.env.Stderr, "skep: draining; bots finish what they run, a second Ctrl-C cancels it")
 				u.bots.Drain()
+				if m := u.service.machines; m != nil {
+					m.local.DrainAll()
+				}
+				close(draining)
 				go func() { <-left; stop() }()
 			case 2:
 				fmt.Fprintln(u.env.Stderr, "skep: stopping")
 				u.bots.Stop()
+				if m := u.service.machines; m != nil {
+					m.local.StopAll()
+				}
 			default:
 				return &exitError{code: exitCanceled, err: errors.New("left; bots that still run are taken over by the next skep up")}
 			}
@@ -132,18 +147,24 @@ const (
 // how many it knows. A first skep run then finds one. A bot that was taken
 // over is known already: it comes back when it next has something to say.
 func (u *fleetUp) awaitBots(ctx context.Context) int {
+	want := u.want
+	has := u.bots.Has
+	if m := u.service.machines; m != nil {
+		want += m.wantedHere(u.service.config)
+		has = func(id string) bool { return u.bots.Has(id) || m.local.Has(id) }
+	}
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
 	for {
 		n := 0
 		if bots, err := u.service.store.BotsAfter(ctx, "", pageSize); err == nil {
 			for _, b := range bots {
-				if !b.Dead && u.bots.Has(string(b.ID)) {
+				if !b.Dead && has(string(b.ID)) {
 					n++
 				}
 			}
 		}
-		if n >= u.want || sleep(ctx, readyLook) != nil {
+		if n >= want || sleep(ctx, readyLook) != nil {
 			return n
 		}
 	}

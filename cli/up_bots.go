@@ -15,6 +15,7 @@ import (
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/host/supervise"
 	"github.com/skepdev/skep/internal/atomicfile"
+	"github.com/skepdev/skep/provider"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/store"
 )
@@ -25,9 +26,14 @@ type crew struct {
 	dir   string   // holds one directory per bot
 	vars  []string // environment that all bots share
 
-	code *rollout.Keeper
+	code botCode
 	url  string
 	ca   string // PEM, as in code.Config
+}
+
+// botCode finds what bots are to run.
+type botCode interface {
+	Code(ctx context.Context, bot skep.BotID, p rollout.Platform, url string) (*rollout.Build, error)
 }
 
 // newCrew returns a supervisor of n of them. Bots of an
@@ -133,7 +139,7 @@ func hostName() string {
 
 // ours are variables of skep and its user that are no bot's business.
 var ours = []string{
-	"SKEP_TOKEN", "SKEP_BOT_TOKEN", "SKEP_SERVER", "SKEP_DB", "SKEP_STATE_DIR", "SKEP_CA_FILE", "PGPASSWORD", "PGPASSFILE",
+	"SKEP_TOKEN", "SKEP_BOT_TOKEN", provider.EnvPools, "SKEP_SERVER", "SKEP_DB", "SKEP_STATE_DIR", "SKEP_CA_FILE", "PGPASSWORD", "PGPASSFILE",
 	"SWARMING_BOT_ID", "SWARMING_TASK_ID", "SWARMING_SERVER", "LUCI_CONTEXT",
 }
 

@@ -27,7 +27,7 @@ const crewTokenFile = "bot.token"
 // crewToken returns the token of the bots. It is made once; a new one takes
 // the place of one that was revoked.
 func crewToken(ctx context.Context, s *service) (string, error) {
-	token, err := readCrewToken(s.stateDir)
+	token, err := readBotToken(filepath.Join(s.stateDir, crewTokenFile))
 	if err != nil {
 		return "", err
 	}
@@ -50,12 +50,12 @@ func crewToken(ctx context.Context, s *service) (string, error) {
 	if s.isOpen(ctx) {
 		return token, nil
 	}
-	return token, registerCrewToken(ctx, s.store, token)
+	return token, registerBotToken(ctx, s.store, token, "skep-up-"+hostName(), hostName()+"--*")
 }
 
-// readCrewToken returns "" where there is none.
-func readCrewToken(stateDir string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(stateDir, crewTokenFile))
+// readBotToken returns "" where there is none.
+func readBotToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -75,8 +75,8 @@ func newCrewToken() string {
 	return "skep_" + hex.EncodeToString(id[:]) + "_" + base64.RawURLEncoding.EncodeToString(secret[:])
 }
 
-// registerCrewToken stores the token's hash unless it is there already.
-func registerCrewToken(ctx context.Context, st *store.Store, token string) error {
+// registerBotToken stores the token's hash unless it is there already.
+func registerBotToken(ctx context.Context, st *store.Store, token, name string, bots ...string) error {
 	id, _ := server.TokenID(token)
 	known, err := st.Tokens(ctx)
 	if err != nil {
@@ -89,8 +89,64 @@ func registerCrewToken(ctx context.Context, st *store.Store, token string) error
 	}
 	hash := sha256.Sum256([]byte(token))
 	return st.Update(ctx, func(tx *store.Tx) error {
-		return tx.AddToken(store.Token{
-			ID: id, Hash: hash[:], Name: "skep-up-" + hostName(), Scope: server.ScopeBot, Bots: []string{hostName() + "--*"},
-		})
+		return tx.AddToken(store.Token{ID: id, Hash: hash[:], Name: name, Scope: server.ScopeBot, Bots: bots})
 	})
+}
+
+// registerBotTokens stores the tokens of all bots that were started from this
+// state directory.
+func registerBotTokens(ctx context.Context, st *store.Store, stateDir string) error {
+	crew, err := readBotToken(filepath.Join(stateDir, crewTokenFile))
+	if err == nil && crew != "" {
+		err = registerBotToken(ctx, st, crew, "skep-up-"+hostName(), hostName()+"--*")
+	}
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(filepath.Join(stateDir, machineTokenDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		token, err := readBotToken(filepath.Join(stateDir, machineTokenDir, e.Name()))
+		if err == nil && token != "" {
+			err = registerMachineToken(ctx, st, token, e.Name())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// machineTokenDir holds, in the state directory, the tokens of the bots of
+// machines that are processes of this host, by the machine's id.
+const machineTokenDir = "machine-tokens"
+
+// machineToken returns the token of the bots of a machine, each of which has
+// the machine's id in its own. As crewToken it is made before it is needed;
+// closed says that it is.
+func machineToken(ctx context.Context, st *store.Store, stateDir, vm string, closed bool) (string, error) {
+	path := filepath.Join(stateDir, machineTokenDir, vm)
+	token, err := readBotToken(path)
+	if err != nil {
+		return "", err
+	}
+	if token == "" {
+		token = newCrewToken()
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return "", err
+		}
+		if err := atomicfile.Write(path, []byte(token+"\n"), 0o600); err != nil {
+			return "", err
+		}
+	}
+	if !closed {
+		return token, nil
+	}
+	return token, registerMachineToken(ctx, st, token, vm)
+}
+
+func registerMachineToken(ctx context.Context, st *store.Store, token, vm string) error {
+	return registerBotToken(ctx, st, token, "skep-machine-"+vm, vm, vm+"-*")
 }

@@ -19,13 +19,15 @@ const DefaultTimeout = 90 * time.Second
 
 // Options are the choices of a Client.
 type Options struct {
-	Server    string         // as ParseServer takes it; required
-	Token     string         // API token; "" sends none, and is anonymous
-	UserAgent string         // "" is prpc.DefaultUserAgent
-	RootCAs   *x509.CertPool // whom to trust for https; nil is the system's
-	Timeout   time.Duration  // of one attempt; 0 is DefaultTimeout
-	Retry     prpc.Retry     // of every call but Watch
-	HTTP      *http.Client   // nil makes one of RootCAs; otherwise that is not used
+	Server string // as ParseServer takes it; required
+	Token  string // API token; "" sends none, and is anonymous
+	// TokenSource returns the token of each attempt, in place of Token; nil = Token.
+	TokenSource func() string
+	UserAgent   string         // "" is prpc.DefaultUserAgent
+	RootCAs     *x509.CertPool // whom to trust for https; nil is the system's
+	Timeout     time.Duration  // of one attempt; 0 is DefaultTimeout
+	Retry       prpc.Retry     // of every call but Watch
+	HTTP        *http.Client   // nil makes one of RootCAs; otherwise that is not used
 }
 
 // Client calls one server. Many may use it at a time. Errors are *prpc.Error: skep.KindOf reads their kind,
@@ -50,9 +52,12 @@ func New(opt Options) (*Client, error) {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
 	}
+	if opt.TokenSource == nil {
+		opt.TokenSource = func() string { return opt.Token }
+	}
 	rpc := func(retry prpc.Retry) *prpc.Client {
 		return &prpc.Client{
-			HTTP: c.http, BaseURL: server, Token: func() string { return opt.Token },
+			HTTP: c.http, BaseURL: server, Token: opt.TokenSource,
 			UserAgent: opt.UserAgent, Timeout: opt.Timeout, Retry: retry,
 		}
 	}

@@ -6,10 +6,15 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/skepdev/skep/api/dronepb"
+	"github.com/skepdev/skep/api/prpc"
 )
 
 // ReportDrone registers a drone or prolongs its lease. It is sent once: a drone has its own pauses.
-func (c *Client) ReportDrone(ctx context.Context, req *dronepb.ReportDroneRequest) (*dronepb.ReportDroneResponse, error) {
+// version is the drone's, a number as text; "" says nothing of it. spec host.md §3.4
+func (c *Client) ReportDrone(ctx context.Context, version string, req *dronepb.ReportDroneRequest) (*dronepb.ReportDroneResponse, error) {
+	if version != "" {
+		ctx = prpc.WithMetadata(ctx, "drone-agent-version", version)
+	}
 	return call[dronepb.ReportDroneResponse](ctx, c.once, "drone_queen.Drone", "ReportDrone", req)
 }
 

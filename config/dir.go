@@ -31,8 +31,8 @@ func ReadDir(dir string) (*Snapshot, error) {
 	return s, nil
 }
 
-// later are files of a configuration that other versions read.
-var later = []string{"vms.cfg"}
+// cfgFiles are the files that an operator edits.
+var cfgFiles = []string{fileSettings, filePools, fileBots, fileMachines, fileProjects}
 
 // load reads the files of dir. Faults are files that cannot be read or have no
 // business there; the error is about the directory itself. Links may lead
@@ -59,11 +59,16 @@ func load(dir string) (Files, Faults, error) {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case name == fileSettings || name == filePools || name == fileBots:
+		case slices.Contains(cfgFiles, name):
 			add(name, maxFile)
-		case strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~") || slices.Contains(later, name):
+		case strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~"):
 		case strings.HasSuffix(name, ".cfg"):
-			faults = append(faults, Fault{File: name, Text: "is not read: the files are " + strings.Join([]string{fileSettings, filePools, fileBots}, ", ")})
+			faults = append(faults, Fault{File: name, Text: "is not read: the files are " + strings.Join(cfgFiles, ", ")})
+		}
+	}
+	for _, name := range metadataFiles(files[fileMachines]) {
+		if content, err := readFile(root, name, maxMetadata); err == nil { // else the entry that names it is broken
+			files[name] = content
 		}
 	}
 	scripts, err := fs.ReadDir(root.FS(), scriptDir)

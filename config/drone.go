@@ -21,7 +21,8 @@ type Drone struct {
 	Queen        *DroneQueen // nil where Bots are declared
 	Prefix       string      // of the ids of bots
 	Grace        time.Duration
-	BotTokenFile string // ""
+	BotTokenFile string // "" = bots get no token
+	BotToken     string // what it held when this was read
 	CPUMillis    int64  // limits of a bot; 0 = none
 	MemoryBytes  int64
 	Pids         int64
@@ -52,11 +53,24 @@ func ReadDrone(path string) (*Drone, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, faults := parseDrone(filepath.Base(path), string(text))
+	d, faults := parseDrone(filepath.Base(path), string(text), ReadBotToken)
 	if err := faults.err(); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// ReadBotToken returns the API token that a bot_token_file holds.
+func ReadBotToken(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" || strings.ContainsAny(token, "\x00\r\n") {
+		return "", fmt.Errorf("%s holds no token; want one line", path)
+	}
+	return token, nil
 }
 
 var (
@@ -64,7 +78,7 @@ var (
 	device = regexp.MustCompile(`^([0-9]{1,9}):([0-9]{1,9})$`)
 )
 
-func parseDrone(name, text string) (*Drone, Faults) {
+func parseDrone(name, text string, token func(path string) (string, error)) (*Drone, Faults) {
 	m := &configpb.DroneCfg{}
 	d := &document{file: name}
 	d.lines, d.faults = read(name, text, m)
@@ -104,6 +118,12 @@ func parseDrone(name, text string) (*Drone, Faults) {
 		bounded("queen.dut_capacity", int64(q.DutCapacity), 1, 10000)
 		bounded("queen.report_interval_secs", int64(q.ReportIntervalSecs), 1, 600)
 		out.Queen = &DroneQueen{Capacity: int(cmp.Or(q.DutCapacity, 10)), Hive: q.Hive, Interval: seconds(int64(cmp.Or(q.ReportIntervalSecs, 60)))}
+	}
+	if m.BotTokenFile != "" {
+		var err error
+		if out.BotToken, err = token(m.BotTokenFile); err != nil {
+			d.faultf("bot_token_file", "cannot be used: %v", err)
+		}
 	}
 	bounded("grace_secs", int64(m.GraceSecs), 1, 3600)
 	bounded("limits.cpu_millis", out.CPUMillis, 10, 10_000_000)

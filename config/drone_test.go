@@ -8,17 +8,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func aToken(path string) (string, error) { return "of " + path, nil }
+
 func TestParseDrone(t *testing.T) {
 	got, faults := parseDrone("drone.cfg", `bot: "b" bot: "a" bot_prefix: "lab1-"
-		limits { cpu_millis: 500 memory_bytes: 1073741824 pids: 100 io { device: "8:16" read_bps: 7 } }`)
+		limits { cpu_millis: 500 memory_bytes: 1073741824 pids: 100 io { device: "8:16" read_bps: 7 } } bot_token_file: "t"`, aToken)
 	want := &Drone{
 		Bots: []string{"a", "b"}, Prefix: "lab1-", Grace: 3 * time.Minute, CPUMillis: 500, MemoryBytes: 1 << 30, Pids: 100,
-		IO: []DroneIO{{Major: 8, Minor: 16, Read: 7}},
+		IO: []DroneIO{{Major: 8, Minor: 16, Read: 7}}, BotTokenFile: "t", BotToken: "of t",
 	}
 	if d := cmp.Diff(want, got); d != "" || faults != nil {
 		t.Errorf("%v (-want +got):\n%s", faults, d)
 	}
-	got, _ = parseDrone("drone.cfg", `queen { hive: "x" }`)
+	got, _ = parseDrone("drone.cfg", `queen { hive: "x" }`, aToken)
 	if d := cmp.Diff(&DroneQueen{Capacity: 10, Hive: "x", Interval: time.Minute}, got.Queen); d != "" {
 		t.Errorf("queen (-want +got):\n%s", d)
 	}
@@ -31,8 +33,10 @@ func TestParseDrone(t *testing.T) {
 		"queen {}\nwhat: 1":            "drone.cfg:2: what",
 		"queen {}\ngrace_secs: -1":     "drone.cfg:2: grace_secs",
 		"queen {} limits { io { device: \"sda\" } }": "is not the number of a device",
+		"queen {}\nbot_token_file: \"nowhere\"":      "drone.cfg:2: bot_token_file: cannot be used: open nowhere: ",
+		"queen {}\nbot_token_file: \"/dev/null\"":    "drone.cfg:2: bot_token_file: cannot be used: /dev/null holds no token",
 	} {
-		if _, faults := parseDrone("drone.cfg", text); faults == nil || !strings.Contains(faults.Error(), fault) {
+		if _, faults := parseDrone("drone.cfg", text, ReadBotToken); faults == nil || !strings.Contains(faults.Error(), fault) {
 			t.Errorf("%q: %v, want %q", text, faults, fault)
 		}
 	}
@@ -41,7 +45,7 @@ func TestParseDrone(t *testing.T) {
 func FuzzParseDrone(f *testing.F) {
 	f.Add(`queen { hive: "x" } limits { io { device: "8:0" } }`)
 	f.Fuzz(func(t *testing.T, text string) {
-		if d, faults := parseDrone("drone.cfg", text); faults == nil && (d.Queen == nil) == (len(d.Bots) == 0) {
+		if d, faults := parseDrone("drone.cfg", text, aToken); faults == nil && (d.Queen == nil) == (len(d.Bots) == 0) {
 			t.Errorf("%+v", d)
 		}
 	})

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,7 +23,6 @@ type Pool struct {
 	Trusted             bool          // inputs may be links to the cache
 	RefuseIsolationNone bool          // bots that cannot hide their credential get no task
 	ForeignBots         ForeignBots   // ForeignUnset where the settings decide
-	CanaryPercent       int           // 0 to 100; -1 where the settings decide
 	Recovery            []Rung        // what a sick bot tries, in order
 	Breaker             *Breaker      // nil = none
 	ExpectedBots        []string      // sorted ids
@@ -30,6 +30,7 @@ type Pool struct {
 	MaxBotUptime        time.Duration // 0 = no limit
 	MaxHostUptime       time.Duration // 0 = no limit
 	UptimeSpread        int           // percent of the uptime by which a bot may be due earlier
+	WarmPool            string        // socket of the pool in whose containers tasks run; "" = as bots say
 
 	informational []*regexp.Regexp
 	own           grants
@@ -129,16 +130,18 @@ func (d *document) pool(at string, m *configpb.Pool, groups map[string][]string)
 		Owners: m.Owners, Realm: m.Realm, DefaultTaskRealm: m.DefaultTaskRealm,
 		Trusted: m.Trusted, RefuseIsolationNone: m.RefuseIsolationNone,
 		ForeignBots:      d.foreignBots(at+".foreign_bots", m.ForeignBots, ForeignUnset),
-		CanaryPercent:    -1,
 		ExpectedBotGrace: seconds(number(m, "expected_bot_grace_secs")),
 		MaxBotUptime:     seconds(number(m, "max_bot_uptime_secs")),
 		MaxHostUptime:    seconds(number(m, "max_host_uptime_secs")),
 		UptimeSpread:     int(number(m, "uptime_spread_percent")),
+		WarmPool:         m.WarmPool,
 		own:              d.grants(at+".grant", m.Grant, groups),
+	}
+	if m.WarmPool != "" && (!path.IsAbs(m.WarmPool) || path.Clean(m.WarmPool) != m.WarmPool) {
+		d.faultf(at+".warm_pool", "%q is not the absolute path of a socket", clip(m.WarmPool))
 	}
 	if m.CanaryPercent != nil {
 		d.faultf(at+".canary_percent", "is not supported: a release rolls through the whole fleet at once; set rollout.canary_percent in settings.cfg")
-		p.CanaryPercent = int(*m.CanaryPercent)
 	}
 	for i, s := range m.InformationalDimensionRe {
 		re, err := regexp.Compile("^(?:" + s + ")$")

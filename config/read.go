@@ -8,9 +8,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// maxFile bounds settings.cfg, pools.cfg and bots.cfg each. Bytes.
+// maxFile bounds each .cfg file. Bytes.
 const maxFile = 8 << 20
 
 // maxDepth bounds how deep messages nest; the deepest of ours is far above.
@@ -146,7 +147,7 @@ func (r *reader) field(m protoreflect.Message, path string, depth int, seen map[
 
 // once refuses a second value of what has one.
 func (r *reader) once(m protoreflect.Message, fd protoreflect.FieldDescriptor, at string, line int, seen map[protoreflect.FieldNumber]int) {
-	if fd.IsList() {
+	if fd.IsList() || fd.IsMap() {
 		return
 	}
 	if first, ok := seen[fd.Number()]; ok {
@@ -159,15 +160,18 @@ func (r *reader) once(m protoreflect.Message, fd protoreflect.FieldDescriptor, a
 
 // indexed is the path of the next value of fd.
 func (r *reader) indexed(m protoreflect.Message, fd protoreflect.FieldDescriptor, at string) string {
-	if fd == nil || !fd.IsList() {
-		return at
+	switch {
+	case fd != nil && fd.IsList():
+		return fmt.Sprintf("%s[%d]", at, m.Get(fd).List().Len())
+	case fd != nil && fd.IsMap():
+		return fmt.Sprintf("%s[%d]", at, m.Get(fd).Map().Len())
 	}
-	return fmt.Sprintf("%s[%d]", at, m.Get(fd).List().Len())
+	return at
 }
 
 // list reads [a, b].
 func (r *reader) list(m protoreflect.Message, fd protoreflect.FieldDescriptor, at string, colon bool, depth int) bool {
-	if fd != nil && !fd.IsList() {
+	if fd != nil && !fd.IsList() && !fd.IsMap() {
 		r.fault(r.tok.line, at, "is one value, not a list")
 		fd = nil
 	}
@@ -222,7 +226,7 @@ func (r *reader) value(m protoreflect.Message, fd protoreflect.FieldDescriptor, 
 	}
 	if fd.Message() != nil {
 		r.fault(line, at, "is %s, want a message in { }", v)
-		if fd.IsList() { // keeps the places of those behind it
+		if fd.IsList() && !fd.IsMap() { // keeps the places of those behind it
 			m.Mutable(fd).List().AppendMutable()
 		}
 		return true
@@ -269,6 +273,8 @@ func (r *reader) nested(m protoreflect.Message, fd protoreflect.FieldDescriptor,
 	case fd == nil:
 	case fd.Message() == nil:
 		r.fault(open.line, at, "is a message, want %s", kindName(fd))
+	case fd.IsMap():
+		inner = dynamicpb.NewMessage(fd.Message()) // with the fields key and value
 	case fd.IsList():
 		inner = m.Mutable(fd).List().AppendMutable().Message()
 	default:
@@ -292,7 +298,33 @@ func (r *reader) nested(m protoreflect.Message, fd protoreflect.FieldDescriptor,
 		r.fault(r.tok.line, at, "is closed with %s, want %q", r.tok, end)
 		r.step()
 	}
+	if fd != nil && fd.IsMap() {
+		r.entry(m.Mutable(fd).Map(), inner, fd, at, open.line)
+	}
 	return true
+}
+
+// entry puts what was read of a map's entry into the map. Rules know it by its
+// key: its line is that of "field[key]" too.
+func (r *reader) entry(into protoreflect.Map, read protoreflect.Message, fd protoreflect.FieldDescriptor, at string, line int) {
+	key := read.Get(fd.MapKey()).MapKey()
+	if into.Has(key) {
+		r.fault(line, at, "has the key %s, which is there already", strconv.Quote(clip(key.String())))
+		return
+	}
+	value := read.Get(fd.MapValue())
+	if fd.MapValue().Message() != nil {
+		typed := into.NewValue()
+		proto.Merge(typed.Message().Interface(), value.Message().Interface())
+		value = typed
+	}
+	into.Set(key, value)
+	r.lines[entryPath(at[:strings.LastIndexByte(at, '[')], key)] = line
+}
+
+// entryPath is the path of a map's entry.
+func entryPath(at string, key protoreflect.MapKey) string {
+	return fmt.Sprintf("%s[%s]", at, clip(key.String()))
 }
 
 // resync skips to where a field may begin: the first word of a later line, or

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/skepdev/skep/api/providerpb"
 	"github.com/skepdev/skep/config/configpb"
 )
 
@@ -115,6 +116,10 @@ func stricter(m protoreflect.Message, src string) bool {
 	}
 	found := false
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if fd.IsMap() { // the same key twice
+			found = true
+			return true
+		}
 		each := func(v protoreflect.Value) {
 			switch fd.Kind() {
 			case protoreflect.EnumKind:
@@ -148,20 +153,30 @@ var oddities = []string{
 	`pool { rbe_migration < bot_mode_allocation: { percent: 100, mode: SWARMING; } > }`,
 	`pool { task_template_deployment: "a" task_template_deployment_inline { } }`,
 	"pool { # c\n name: # d\n \"a\" # e\n \"b\" }", `pool{name:"a"realm:"b"}`, `pool { name: "a",, }`, `;`, `pool { } ; ;`, `pool { name: "a`, `pool { name: "\`,
-	`pool { name: "\400" }`, `pool { name: "\xZ" }`, `pool { name: "\ud83d\ude00" }`, `pool { name: "\ud83d" }`, "pool { name: \"\x00\" }", `pool { name: "\000" }`, `pool { name: "\xff" }`,
+	`pool { name: "\400" }`, `pool { name: "\xZ" }`, `pool { name: "\X0" }`, `pool { name: "\ud83d\ude00" }`, `pool { name: "\ud83d" }`, "pool { name: \"\x00\" }", `pool { name: "\000" }`, `pool { name: "\xff" }`,
 	`pool { name "a" }`, `pool: { } pool`, `pool { allowed_service_account: "a" }`, `1: 2`, `pool.name: "a"`, `[a.b/c.D] { }`, `pool { [ext]: 1 }`,
 	"\ufeffpool { }", "pool\f{ }", "pool { name: 'a\nb' }", `pool { max_bot_uptime_secs: 99999999999 }`, `pool { name: "a" } }`, `pool { >`,
 	`pool { name: "a" b }`, `pool { name: a"b" }`, `pool { canary_percent: 5name: "a" }`, `pool { canary_percent: 1e2 }`, `pool { canary_percent: --5 }`, `pool { canary_percent: 5- }`,
 }
 
+// maps are what the protos of pools of machines alone have.
+var mapEntries = []string{
+	`vms { attributes { label { key: "a" value: "b" } label: { value: 'c' } label < key: "d"; > } }`, `vms { attributes { label: [ { key: "a" }, { key: "b" } ] label: [] } }`,
+	`vms { duts { key: "a" } duts { key: "b" value {} } duts { key: "c" value: { } } }`, `vms { duts { key: "a" value: 1 } }`, `vms { attributes { label { key: 1 } } }`,
+	`vms { attributes { label: "a" } }`, `vms { attributes { label { key: "a" key: "b" } } }`, `vms { attributes { label { kee: "a" } } }`, `vms { attributes { label { key: "a" value: "b" }, label { } } }`,
+}
+
 func TestReaderAgrees(t *testing.T) {
+	for _, src := range mapEntries {
+		agree(t, src, &providerpb.Configs{}, &providerpb.Configs{})
+	}
 	for _, src := range oddities {
 		agree(t, src, &configpb.PoolsCfg{}, &configpb.PoolsCfg{})
 	}
 }
 
 func FuzzRead(f *testing.F) {
-	for _, src := range oddities {
+	for _, src := range append(oddities, mapEntries...) {
 		f.Add(src)
 	}
 	paths, _ := filepath.Glob("../examples/config/*.cfg")
@@ -176,6 +191,7 @@ func FuzzRead(f *testing.F) {
 		agree(t, src, &configpb.PoolsCfg{}, &configpb.PoolsCfg{})
 		agree(t, src, &configpb.BotsCfg{}, &configpb.BotsCfg{})
 		agree(t, src, &configpb.SettingsCfg{}, &configpb.SettingsCfg{})
+		agree(t, src, &providerpb.Configs{}, &providerpb.Configs{})
 		for _, name := range []string{fileSettings, filePools, fileBots} {
 			if s, err := New(Files{name: src}); err == nil {
 				s.Group("host--1")

@@ -23,8 +23,8 @@ type protoField struct {
 }
 
 var (
-	openLine  = regexp.MustCompile(`^(message|enum|oneof) (\w+) \{$`)
-	fieldLine = regexp.MustCompile(`^((?:repeated |optional )?[\w.]+) (\w+) = (\d+)(?: \[.*\])?;$`)
+	openLine  = regexp.MustCompile(`^(message|enum|oneof|service) (\w+) \{$`)
+	fieldLine = regexp.MustCompile(`^((?:repeated |optional )?[\w.]+|map<[\w., ]+>) (\w+) = (\d+)(?: \[.*\])?;$`)
 	valueLine = regexp.MustCompile(`^(\w+) = (\d+);$`)
 )
 
@@ -33,8 +33,15 @@ var (
 func parseProtos(t *testing.T) []*protoMessage {
 	t.Helper()
 	var out []*protoMessage
-	for _, name := range []string{"settings", "pools", "bots", "common"} {
-		b, err := os.ReadFile(filepath.Join("configpb", name+".proto"))
+	for _, path := range []string{
+		"configpb/settings.proto", "configpb/pools.proto", "configpb/bots.proto", "configpb/common.proto",
+		"../api/providerpb/config.proto", "../api/providerpb/projectspb/projects.proto",
+	} {
+		name := strings.TrimSuffix(filepath.Base(path), ".proto")
+		if name == "config" {
+			name = "vms"
+		}
+		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +99,7 @@ func reference(t *testing.T) string {
 			}
 			fmt.Fprintf(&b, "\n### %s\n", title)
 		}
-		if strings.HasPrefix(m.comment, "Refused") || len(m.fields) == 0 {
+		if strings.HasPrefix(m.comment, "Refused") || len(m.fields) == 0 || strings.HasSuffix(m.name, "Request") || strings.HasSuffix(m.name, "Response") {
 			continue
 		}
 		fmt.Fprintf(&b, "\n#### `%s`\n\n%s\n\n", m.name, m.comment)

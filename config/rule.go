@@ -14,7 +14,8 @@ type rule struct {
 	min, max int64  // of a number; 0, 0 = not checked
 	zero     bool   // 0 is allowed besides and turns it off
 	def      int64  // what a number is that is not given
-	items    int    // most values of a list; 0 = not checked
+	items    int    // most values of a list or map; 0 = not checked
+	bytes    int    // most of a text that may hold anything; 0 = maxText, without control characters
 	required bool   // must be given where its message is
 	refused  string // why it must not be given, and what to do
 }
@@ -51,6 +52,9 @@ var rules = map[string]rule{
 	"Rollout.max_crashes":             {min: 1, max: 1000, def: 3},
 	"Rollout.max_crash_percent":       {min: 1, max: 100, def: 5},
 	"Rollout.soak_secs":               {min: 0, max: 604800, def: 60},
+	"QueenPolicy.lease_secs":          {min: 300, max: 86400, def: 600},
+	"QueenPolicy.max_removed_percent": {min: 1, max: 100, def: 20},
+	"QueenPolicy.min_drone_version":   {min: 0, max: 999_999_999_999},
 	"BotDeployment.stable":            {refused: noCIPDBot},
 	"BotDeployment.canary":            {refused: noCIPDBot},
 	"BotDeployment.canary_percent":    {min: 0, max: 100},
@@ -107,6 +111,57 @@ var rules = map[string]rule{
 	"BotAuth.Token.name":                        {items: 1000},
 	"BotAuth.ClientCertificate.name":            {items: 1000},
 	"BotAuth.ip_network":                        {items: 1000},
+
+	"Configs.vms":                    {items: maxMachinePools},
+	"Configs.project":                {items: 1000},
+	"Config.lifetime":                {required: true},
+	"Config.prefix":                  {required: true},
+	"Config.revision":                {refused: "the server sets it; take it out"},
+	"Config.current_amount":          {refused: "the server sets it; take it out"},
+	"Config.owner":                   {items: 100},
+	"Config.duts":                    {refused: "devices are set while it runs; take it out"},
+	"Config.swarming_pools":          {items: 100},
+	"Provider.zone":                  {items: 20},
+	"Provider.max_replacing":         {min: 0, max: maxMachines},
+	"Docker.image":                   {required: true},
+	"Exec.command":                   {items: 100, required: true},
+	"Exec.extra":                     {items: 100},
+	"Demand.dimension":               {items: 256},
+	"Demand.warm":                    {min: 0, max: maxMachines},
+	"Demand.stopped":                 {min: 0, max: maxMachines},
+	"Amount.change":                  {items: 100},
+	"Amount.min":                     {min: 0, max: maxMachines},
+	"Amount.max":                     {min: 0, max: maxMachines},
+	"Schedule.length":                {required: true},
+	"Schedule.start":                 {required: true},
+	"Schedule.min":                   {min: 0, max: maxMachines},
+	"Schedule.max":                   {min: 0, max: maxMachines},
+	"TimeOfDay.day":                  {required: true},
+	"TimeOfDay.time":                 {required: true},
+	"VM.disk":                        {items: 128},
+	"VM.metadata":                    {items: 200},
+	"VM.network_interface":           {items: 8},
+	"VM.service_account":             {items: 1},
+	"VM.tag":                         {items: 64},
+	"VM.label":                       {items: 60},
+	"VM.force_send_fields":           {items: 100},
+	"VM.null_fields":                 {items: 100},
+	"Disk.size":                      {min: 0, max: 65536},
+	"Disk.provisioned_iops":          {min: 0, max: 10_000_000},
+	"Disk.provisioned_throughput":    {min: 0, max: 1_000_000},
+	"Metadata.from_text":             {bytes: 129 + maxMetadata},
+	"NetworkInterface.access_config": {items: 1},
+	"ServiceAccount.email":           {required: true},
+	"ServiceAccount.scope":           {items: 100, required: true},
+	"Scheduling.node_affinity":       {items: 20},
+	"NodeAffinity.key":               {required: true},
+	"NodeAffinity.operator":          {required: true},
+	"NodeAffinity.values":            {items: 100, required: true},
+
+	"Project.metric":   {items: 100},
+	"Project.project":  {required: true},
+	"Project.region":   {items: 100},
+	"Project.revision": {refused: "the server sets it; take it out"},
 }
 
 func ruleName(fd protoreflect.FieldDescriptor) string {
@@ -177,7 +232,7 @@ func (d *document) check(m protoreflect.Message, path string) {
 			continue
 		}
 		if r.refused != "" {
-			if !m.Has(fd) && !fd.IsList() { // false, or ""
+			if !m.Has(fd) && !fd.IsList() && !fd.IsMap() { // false, or ""
 				continue
 			}
 			d.faultf(at, "is not supported: %s", r.refused)
@@ -193,8 +248,28 @@ func (d *document) check(m protoreflect.Message, path string) {
 			}
 			continue
 		}
+		if fd.IsMap() {
+			d.checkMap(fd, m.Get(fd).Map(), at)
+			continue
+		}
 		d.checkValue(fd, m.Get(fd), at)
 	}
+}
+
+// checkMap holds keys and values to the rules of every text.
+func (d *document) checkMap(fd protoreflect.FieldDescriptor, entries protoreflect.Map, at string) {
+	if r := rules[ruleName(fd)]; r.items > 0 && entries.Len() > r.items {
+		d.faultf(at, "has %d entries, at most %d are allowed", entries.Len(), r.items)
+	}
+	entries.Range(func(key protoreflect.MapKey, v protoreflect.Value) bool {
+		entryAt := entryPath(at, key)
+		if key.String() == "" {
+			d.faultf(entryAt, "has no key")
+		}
+		d.checkValue(fd.MapKey(), key.Value(), entryAt)
+		d.checkValue(fd.MapValue(), v, entryAt)
+		return true
+	})
 }
 
 func (d *document) checkValue(fd protoreflect.FieldDescriptor, v protoreflect.Value, at string) {
@@ -218,6 +293,9 @@ func (d *document) checkValue(fd protoreflect.FieldDescriptor, v protoreflect.Va
 	case protoreflect.StringKind:
 		s := v.String()
 		switch {
+		case r.bytes > 0 && len(s) > r.bytes:
+			d.faultf(at, "has %d bytes, at most %d are allowed", len(s), r.bytes)
+		case r.bytes > 0 && s != "":
 		case len(s) > maxText:
 			d.faultf(at, "has %d bytes, at most %d are allowed", len(s), maxText)
 		case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }):

@@ -175,7 +175,7 @@ func (s *scanner) escape(b []byte) ([]byte, bool) {
 		return append(b, '\f'), true
 	case 'v':
 		return append(b, '\v'), true
-	case 'x', 'X':
+	case 'x':
 		v, n := s.digits(16, 2)
 		return append(b, byte(v)), n > 0
 	case 'u', 'U':

@@ -24,6 +24,15 @@ type Settings struct {
 	FrameSources   []string      // https URLs that pages may frame
 	ForeignBots    ForeignBots
 	Rollout        Rollout
+	Queen          Queen
+}
+
+// Queen says how devices are assigned to drones.
+type Queen struct {
+	Lease             time.Duration // of a drone's devices
+	MaxRemovedPercent int           // of a push of the inventory that is not confirmed
+	MinVersion        int           // of drones
+	RefuseUnknown     bool          // drones that say no number
 }
 
 // Rollout says how new bot code and hooks reach the fleet.
@@ -89,6 +98,14 @@ func (d *document) settings(m *configpb.SettingsCfg) (s Settings, groups map[str
 	s.Rollout = Rollout{
 		CanaryPercent: int(number(ro, "canary_percent")), Probation: seconds(number(ro, "probation_secs")),
 		MaxCrashes: int(number(ro, "max_crashes")), MaxCrashPercent: int(number(ro, "max_crash_percent")), Soak: seconds(number(ro, "soak_secs")),
+	}
+	q := m.GetQueen()
+	if q == nil {
+		q = &configpb.QueenPolicy{}
+	}
+	s.Queen = Queen{
+		Lease: seconds(number(q, "lease_secs")), MaxRemovedPercent: int(number(q, "max_removed_percent")),
+		MinVersion: int(number(q, "min_drone_version")), RefuseUnknown: q.RefuseUnknownVersions,
 	}
 	if d.given("bot_deployment.canary_percent") {
 		if ro.CanaryPercent != nil {

@@ -14,6 +14,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skepdev/skep/config/configpb"
+	"github.com/skepdev/skep/internal/bootstrap"
+	"github.com/skepdev/skep/internal/hookscript"
+	"github.com/skepdev/skep/provider"
 )
 
 // The files of a directory, besides those under scripts/.
@@ -21,6 +24,8 @@ const (
 	fileSettings = "settings.cfg"
 	filePools    = "pools.cfg"
 	fileBots     = "bots.cfg"
+	fileMachines = "vms.cfg"
+	fileProjects = "projects.cfg"
 	scriptDir    = "scripts"
 )
 
@@ -41,12 +46,17 @@ type Snapshot struct {
 	pools      map[string]*Pool
 	realms     map[string]grants
 	groups     *groups
+	members    map[string][]string // of the groups of settings.cfg
+	machines   []provider.Config
+	entries    map[string]*entry // of vms.cfg, by prefix
+	projects   []Project
 
 	messages map[string]proto.Message
 }
 
 // Files are the files of a configuration: content by name, as "bots.cfg" and
-// "scripts/lab.star". A file that is not there says nothing.
+// "scripts/lab.star", those that vms.cfg takes metadata from too. A file that
+// is not there says nothing.
 type Files map[string]string
 
 // Limits of a directory.
@@ -86,10 +96,9 @@ func New(files Files) (*Snapshot, error) {
 	_, s.hasPools = files[filePools]
 	_, s.hasBots = files[fileBots]
 
-	var members map[string][]string
-	s.settings, members, s.everywhere = ds.settings(settings)
+	s.settings, s.members, s.everywhere = ds.settings(settings)
 	s.rights = settings.Auth != nil || len(settings.Grant) > 0
-	s.pools, s.realms = dp.pools(pools, members)
+	s.pools, s.realms = dp.pools(pools, s.members)
 	known := s.pools
 	if !s.hasPools {
 		known = nil
@@ -98,6 +107,8 @@ func New(files Files) (*Snapshot, error) {
 
 	all = append(append(append(all, ds.faults...), dp.faults...), db.faults...)
 	all = append(all, checkScripts(files)...)
+	all = append(append(all, s.readMachines(files)...), s.readProjects(files)...)
+	s.forceDemand()
 	all.sort()
 	if err := all.err(); err != nil {
 		return nil, err
@@ -120,12 +131,48 @@ func checkScripts(files Files) (faults Faults) {
 			faults = append(faults, Fault{File: name, Text: fmt.Sprintf("has %d bytes, at most %d are allowed", len(files[name]), maxScript)})
 		case ext != ".py" && ext != ".star" && base != "bootstrap.sh" && base != "bootstrap.ps1":
 			faults = append(faults, Fault{File: name, Text: "is neither a .star nor a .py, bootstrap.sh or bootstrap.ps1; take it out"})
+		case ext == ".star":
+			faults = append(faults, checkStar(name, files[name])...)
+		case ext != ".py":
+			faults = append(faults, checkBootstrap(name, files[name])...)
 		}
 	}
 	if n > maxScripts {
 		faults = append(faults, Fault{File: scriptDir, Text: fmt.Sprintf("has %d files, at most %d are allowed", n, maxScripts)})
 	}
 	return faults
+}
+
+// checkStar tells the mistakes of a hook script that do not wait until it runs:
+// one of them would make every bot ill that gets it.
+func checkStar(name, source string) (faults Faults) {
+	for i, f := range hookscript.Check(name, source) {
+		if i == maxFaults {
+			return append(faults, Fault{File: name, Text: "has more faults"})
+		}
+		faults = append(faults, Fault{File: name, Line: f.Line, Text: f.Text})
+	}
+	return faults
+}
+
+// checkBootstrap tries a bootstrap script: a server could hand out none whose
+// template is wrong.
+func checkBootstrap(name, source string) Faults {
+	err := bootstrap.Fill(&limited{left: 4 * maxScript}, path.Base(name), source, bootstrap.Data{Code: make([]bootstrap.Code, 1)})
+	if err != nil {
+		return Faults{{File: name, Text: strings.TrimPrefix(err.Error(), "template: ")}}
+	}
+	return nil
+}
+
+// limited takes no more than so many bytes.
+type limited struct{ left int }
+
+func (w *limited) Write(p []byte) (int, error) {
+	if w.left -= len(p); w.left < 0 {
+		return 0, fmt.Errorf("it writes more than %d bytes", 4*maxScript)
+	}
+	return len(p), nil
 }
 
 // sum is the digest over what the files say: comments and layout of .cfg files
@@ -193,15 +240,6 @@ func (s *Snapshot) ForeignBots(pool string) ForeignBots {
 		return p.ForeignBots
 	}
 	return s.settings.ForeignBots
-}
-
-// CanaryPercent returns the share of a pool's bots that get a new version
-// first.
-func (s *Snapshot) CanaryPercent(pool string) int {
-	if p := s.pools[pool]; p != nil && p.CanaryPercent >= 0 {
-		return p.CanaryPercent
-	}
-	return s.settings.Rollout.CanaryPercent
 }
 
 // Expected returns the ids of the bots that should be there, with the pool

@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -12,6 +14,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
 
+	"github.com/skepdev/skep/api/providerpb"
+	"github.com/skepdev/skep/api/providerpb/projectspb"
 	"github.com/skepdev/skep/config/configpb"
 )
 
@@ -109,6 +113,15 @@ func TestFaults(t *testing.T) {
 			`bots.cfg:3: bot_group[2].bot_config_script_star: there is no file scripts/y.star`,
 			`scripts/z.exe: is neither a .star nor a .py, bootstrap.sh or bootstrap.ps1; take it out`,
 		}},
+		{"hooks with mistakes", Files{"scripts/a.star": "def get_state(bot):\n    return {\n        'a': 1,,\n    }\n", "scripts/b.star": "def get_state(bot):\n    return bots\n\nload('a.star', 'x')\n", "scripts/c.star": "fail('only when it runs')", "scripts/d.py": "def get_state(bot)"}, []string{
+			"scripts/a.star:3: got ',', want primary expression",
+			"scripts/b.star:2: undefined: bots (did you mean bot?)",
+			"scripts/b.star:4: there is no load: a script stands alone",
+		}},
+		{"bootstrap scripts with mistakes", Files{"scripts/bootstrap.sh": "curl {{.Server}}\n{{.Tokn}}", "scripts/bootstrap.ps1": "{{range .Code}}{{.OS}}"}, []string{
+			`scripts/bootstrap.ps1: bootstrap.ps1:1: unexpected EOF`,
+			`scripts/bootstrap.sh: bootstrap.sh:2:2: executing "bootstrap.sh" at <.Tokn>: can't evaluate field Tokn in type bootstrap.Data`,
+		}},
 		{"what pools cannot have", pools(`external_schedulers { id: "x" }`, `schedulers { }`, `bot_monitoring: "x"`, `task_template_deployment: "x"`, `scheduling_algorithm: SCHEDULING_ALGORITHM_LIFO`, `rbe_migration { rbe_instance: "i" rbe_mode_percent: 10 bot_mode_allocation { mode: RBE percent: 100 } }`), []string{
 			"pools.cfg:2: pool[0].external_schedulers: is not supported: skep has no external schedulers",
 			"pools.cfg:3: pool[0].schedulers: is not supported: is obsolete; take it out; say with grant who may do what",
@@ -126,7 +139,7 @@ func TestFaults(t *testing.T) {
 			`pools.cfg:2: pool[1].name[2]: is empty`,
 			`pools.cfg:2: pool[1].default_task_realm: "P:r" is not <project>:<realm> of lower-case letters, digits and -_./`,
 		}},
-		{"our fields of pools", pools(`max_bot_uptime_secs: 0`, `max_host_uptime_secs: 60`, `recovery { action: ACTION_RUN }`, `recovery { action: ACTION_RESTART_BOT command: "x" budget: 0 }`, `recovery {}`, `circuit_breaker {}`, `foreign_bots { policy: POLICY_LISTED }`, `foreign_bots { }`, `informational_dimension_re: "("`), []string{
+		{"our fields of pools", pools(`max_bot_uptime_secs: 0`, `max_host_uptime_secs: 60`, `recovery { action: ACTION_RUN }`, `recovery { action: ACTION_RESTART_BOT command: "x" budget: 0 }`, `recovery {}`, `circuit_breaker {}`, `foreign_bots { policy: POLICY_LISTED }`, `foreign_bots { }`, `informational_dimension_re: "("`, `warm_pool: "run/pool"`), []string{
 			"pools.cfg:3: pool[0].max_host_uptime_secs: is 60, want 0 or 3600 to 31536000",
 			"pools.cfg:4: pool[0].recovery[0].command: is required with ACTION_RUN",
 			"pools.cfg:5: pool[0].recovery[1].budget: is 0, want 1 to 100",
@@ -136,6 +149,7 @@ func TestFaults(t *testing.T) {
 			"pools.cfg:8: pool[0].foreign_bots.allowed_digest: is required with POLICY_LISTED",
 			"pools.cfg:9: pool[0].foreign_bots: is given twice, first in line 8",
 			"pools.cfg:10: pool[0].informational_dimension_re[0]: \"(\" is no regular expression: error parsing regexp: missing closing ): `^(?:()$`",
+			`pools.cfg:11: pool[0].warm_pool: "run/pool" is not the absolute path of a socket`,
 		}},
 		{"grants", pools(`grant { to: "ann" role: ROLE_READER }`, `grant { to: "user:*x" role: ROLE_READER }`, `grant { to: "group:g" role: ROLE_READER }`, `grant { to: "user:" }`), []string{
 			`pools.cfg:2: pool[0].grant[0].to[0]: "ann" is not user:NAME or bot:NAME, or group:NAME`,
@@ -187,11 +201,26 @@ var anyOrder = cmp.Transformer("anyOrder", func(in []string) map[string]int {
 	return out
 })
 
+// The server's own bootstrap scripts are ones that an administrator may start
+// from.
+func TestBuiltInBootstrapScripts(t *testing.T) {
+	for _, name := range []string{"bootstrap.sh", "bootstrap.ps1"} {
+		text, err := os.ReadFile(filepath.Join("..", "server", "script", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(Files{"scripts/" + name: string(text)}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	want := Settings{
 		BotDeath: 10 * time.Minute, MaxBotSleep: time.Minute, RemoveDeadBots: 28 * 24 * time.Hour,
 		ForeignBots: ForeignBots{Policy: ForeignAllow},
 		Rollout:     Rollout{CanaryPercent: 10, Probation: time.Minute, MaxCrashes: 3, MaxCrashPercent: 5, Soak: time.Minute},
+		Queen:       Queen{Lease: 10 * time.Minute, MaxRemovedPercent: 20},
 	}
 	if diff := cmp.Diff(want, Empty().Settings()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -298,11 +327,11 @@ func TestDigest(t *testing.T) {
 		}
 		return s.Digest()
 	}
-	a := digest(Files{"pools.cfg": onePool, "scripts/a.star": "x"})
-	if b := digest(Files{"pools.cfg": "# more\n" + strings.ReplaceAll(onePool, " ", "\n"), "scripts/a.star": "x"}); a != b {
+	a := digest(Files{"pools.cfg": onePool, "scripts/a.star": "x = 1"})
+	if b := digest(Files{"pools.cfg": "# more\n" + strings.ReplaceAll(onePool, " ", "\n"), "scripts/a.star": "x = 1"}); a != b {
 		t.Error("layout changes the digest")
 	}
-	for _, files := range []Files{{"pools.cfg": twoPools, "scripts/a.star": "x"}, {"pools.cfg": onePool, "scripts/a.star": "y"}, {"pools.cfg": onePool}, {"pools.cfg": onePool, "scripts/a.star": "x", "bots.cfg": ""}} {
+	for _, files := range []Files{{"pools.cfg": twoPools, "scripts/a.star": "x = 1"}, {"pools.cfg": onePool, "scripts/a.star": "y = 1"}, {"pools.cfg": onePool}, {"pools.cfg": onePool, "scripts/a.star": "x = 1", "bots.cfg": ""}} {
 		if digest(files) == a {
 			t.Errorf("%v has the same digest", files)
 		}
@@ -333,7 +362,7 @@ func TestExpand(t *testing.T) {
 // comment of the field says the same range and default.
 func TestRulesAreFields(t *testing.T) {
 	all := map[string]protoreflect.FieldDescriptor{}
-	for _, file := range []protoreflect.FileDescriptor{configpb.File_configpb_common_proto, configpb.File_configpb_settings_proto, configpb.File_configpb_pools_proto, configpb.File_configpb_bots_proto} {
+	for _, file := range []protoreflect.FileDescriptor{configpb.File_configpb_common_proto, configpb.File_configpb_settings_proto, configpb.File_configpb_pools_proto, configpb.File_configpb_bots_proto, providerpb.File_providerpb_config_proto, projectspb.File_providerpb_projectspb_projects_proto} {
 		var walk func(protoreflect.MessageDescriptors)
 		walk = func(ms protoreflect.MessageDescriptors) {
 			for i := range ms.Len() {

@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,8 +88,12 @@ func Open(dir string, o Options) (*Store, error) {
 	all := append(faults, more...)
 	all.sort()
 	kept, ok := s.kept()
-	if !ok {
-		return nil, all
+	if !ok { // an entry of vms.cfg that is broken keeps no server from starting
+		usable := maps.Clone(files)
+		_ = keepEntries(Empty(), usable) // told below
+		if kept, newErr = New(usable); newErr != nil || len(faults) > 0 {
+			return nil, all
+		}
 	}
 	s.current.Store(kept)
 	s.take(files, faults)
@@ -135,7 +139,11 @@ func writeCopy(dir string, files Files) error {
 		return err
 	}
 	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(next, filepath.FromSlash(name)), []byte(content), 0o600); err != nil {
+		path := filepath.Join(next, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			return err
 		}
 	}
@@ -189,7 +197,7 @@ func (s *Store) Run(ctx context.Context) error {
 		if err := s.look(ctx); err != nil {
 			return err
 		}
-		w.follow() // a directory may be another one now
+		w.follow(s.Snapshot().dirs()) // a directory may be another one now
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -284,7 +292,7 @@ func (s *Store) refusals(refused map[string]Faults) []Refusal {
 
 // merge returns the best configuration that can be made of files, where those
 // that are bad, or do not fit, are as in old, which is good. refused says which
-// and why. A .cfg that was there and is gone is refused as well: without
+// and why. Of a vms.cfg each entry stands for itself. A .cfg that was there and is gone is refused as well: without
 // pools.cfg every pool exists, which nobody asks for by accident.
 func merge(old *Snapshot, files Files, unreadable Faults) (next *Snapshot, refused map[string]Faults) {
 	refused = map[string]Faults{}
@@ -296,14 +304,22 @@ func merge(old *Snapshot, files Files, unreadable Faults) (next *Snapshot, refus
 		} else {
 			delete(files, file)
 		}
+		if file == fileMachines {
+			for _, name := range metadataFiles(old.files[file]) {
+				files[name] = old.files[name]
+			}
+		}
 	}
 	for _, f := range unreadable {
 		goBack(f.File, f)
 	}
 	for name := range old.files {
-		if _, ok := files[name]; !ok && !strings.HasPrefix(name, scriptDir+"/") {
+		if _, ok := files[name]; !ok && slices.Contains(cfgFiles, name) {
 			goBack(name, Fault{File: name, Text: "is gone; the last good one stays until the server is started anew"})
 		}
+	}
+	if why := keepEntries(old, files); why != nil { // entry by entry
+		refused[fileMachines] = append(refused[fileMachines], why...)
 	}
 	for {
 		snap, err := New(files)
@@ -346,6 +362,15 @@ func merge(old *Snapshot, files Files, unreadable Faults) (next *Snapshot, refus
 	}
 }
 
+// dirs are the directories that files are in, and scripts/, which may come.
+func (s *Snapshot) dirs() []string {
+	all := map[string]bool{".": true, scriptDir: true}
+	for name := range s.files {
+		all[path.Dir(name)] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
 // watcher tells of changes in a directory and its scripts.
 type watcher struct {
 	fs   *fsnotify.Watcher
@@ -377,26 +402,37 @@ func newWatcher(dir string) (*watcher, error) {
 					return
 				}
 			}
-			select {
-			case w.wake <- struct{}{}:
-			default:
-			}
+			w.tell()
 		}
 	}()
 	return w, nil
 }
 
-// follow watches the directories that the names lead to now. What is watched
-// already is not watched twice; a directory that is gone forgets itself.
-func (w *watcher) follow() {
+// follow watches the directories that the names, below its own, lead to now.
+// What is watched already is not watched twice; a directory that is gone forgets
+// itself. What is new is looked at once more: something may have changed in it
+// before it was watched.
+func (w *watcher) follow(dirs []string) {
 	if w.fs == nil {
 		return
 	}
-	for _, dir := range []string{w.dir, filepath.Join(w.dir, scriptDir)} {
+	before := len(w.fs.WatchList())
+	for _, dir := range dirs {
+		dir = filepath.Join(w.dir, filepath.FromSlash(dir))
 		_ = w.fs.Add(dir) // without it the resync finds out
 		if real, err := filepath.EvalSymlinks(dir); err == nil && real != dir {
 			_ = w.fs.Add(real)
 		}
+	}
+	if len(w.fs.WatchList()) > before {
+		w.tell()
+	}
+}
+
+func (w *watcher) tell() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,7 +26,7 @@ import (
 type Policy struct {
 	Lease             time.Duration // of a drone's devices; 0 = 10 min
 	MaxRemovedPercent int           // of a push of the inventory, without confirmation; 0 = 20
-	MinVersion        int           // drones with a lower one are refused
+	MinVersion        int           // drones with a lower one get nothing new and drain
 	RefuseUnknown     bool          // and those that say no number
 }
 
@@ -49,6 +50,7 @@ type Queen struct {
 	Policy func() Policy // of the moment; nil = the defaults
 	Log    *slog.Logger
 
+	over atomic.Uint64 // leases that were ended
 	wake chan struct{} // holds one: there may be something to assign
 }
 
@@ -74,6 +76,10 @@ func (q *Queen) policy() Policy {
 	return p
 }
 
+// LeasesEnded counts the leases that this queen ended because their drone did
+// not report.
+func (q *Queen) LeasesEnded() uint64 { return q.over.Load() }
+
 // Report is what a drone says.
 type Report struct {
 	UUID        string // "" = it registers
@@ -91,7 +97,7 @@ type Status uint8
 const (
 	OK             Status = iota
 	UnknownUUID           // the drone is not known or its lease is over
-	VersionRefused        // it needs an update first
+	VersionRefused        // it gets nothing new and drains; what it has stays its until then
 )
 
 // Reply is what a drone is told.
@@ -106,14 +112,17 @@ type Reply struct {
 
 // Report takes a drone's report: it registers the drone or prolongs its lease,
 // and gives it what it has room for, all in one transaction. A registration
-// with the key of an earlier one is that one repeated.
+// with the key of an earlier one is that one repeated. A drone whose version is
+// refused is not registered; one that was before keeps its lease until its
+// tasks are done.
 func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 	if err := r.check(); err != nil {
 		return Reply{}, err
 	}
 	p := q.policy()
-	if why := p.refuses(r.Version); why != "" {
-		return Reply{Status: VersionRefused, Message: why, UUID: r.UUID}, nil
+	why := p.refuses(r.Version)
+	if why != "" {
+		r.Capacity = 0
 	}
 	fresh := uuid.NewString()
 	var out Reply
@@ -125,6 +134,11 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 			var err error
 			if d.UUID, err = tx.DroneByKey(d.Key); err != nil {
 				return err
+			}
+			if d.UUID != "" { // a release may be under way that the drone sent before it was killed
+				if err := tx.RenewDuts(d.UUID); err != nil {
+					return err
+				}
 			}
 		}
 		known := d.UUID != ""
@@ -143,6 +157,9 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 				out = Reply{Status: UnknownUUID, UUID: r.UUID, Message: "the drone is not known, or its lease is over: stop all bots and register anew"}
 				return nil
 			}
+		} else if why != "" {
+			out = Reply{Status: VersionRefused, Message: why}
+			return nil
 		} else {
 			d.UUID = fresh
 			if err := tx.AddDrone(d); err != nil {
@@ -153,6 +170,12 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 		var err error
 		if out.Duts, err = tx.DutsOf(ctx, d.UUID); err != nil {
 			return err
+		}
+		if why != "" {
+			out.Status, out.Message = VersionRefused, why
+			for i := range out.Duts {
+				out.Duts[i].Leaving = true
+			}
 		}
 		if full, err = q.take(ctx, tx, d, &out); err != nil {
 			return err
@@ -166,7 +189,7 @@ func (q *Queen) Report(ctx context.Context, r Report) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	if out.Status == OK && (crowded || !full) {
+	if crowded || !full && out.Status == OK {
 		q.Wake()
 	}
 	return out, nil
@@ -404,7 +427,7 @@ func (q *Queen) Run(ctx context.Context) error {
 }
 
 // endLeases ends what is over.
-func (q *Queen) endLeases(ctx context.Context) (ended bool, err error) {
+func (q *Queen) endLeases(ctx context.Context) (any bool, err error) {
 	drones, err := q.Store.Drones(ctx)
 	if err != nil {
 		return false, err
@@ -419,14 +442,23 @@ func (q *Queen) endLeases(ctx context.Context) (ended bool, err error) {
 	if len(over) == 0 {
 		return false, nil
 	}
+	var ended uint64
 	err = q.Store.Update(ctx, func(tx *store.Tx) error {
+		ended = 0
 		for _, d := range over {
-			if _, err := tx.EndDrone(d.UUID); err != nil {
+			ok, err := tx.EndDrone(d.UUID)
+			if err != nil {
 				return err
+			}
+			if ok {
+				ended++
 			}
 		}
 		return nil
 	})
+	if err == nil {
+		q.over.Add(ended)
+	}
 	for _, d := range over {
 		q.Log.InfoContext(ctx, "lease of a drone is over", "drone", d.UUID, "host", d.Description, "err", err)
 	}

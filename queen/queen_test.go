@@ -150,6 +150,26 @@ func TestLateReleaseFreesNothing(t *testing.T) {
 	})
 }
 
+// A drone that is killed and comes back has its devices by new assignments: a
+// release that it sent before the kill and that comes now frees nothing.
+func TestReleaseFromBeforeARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := court(t, Policy{})
+		declare(t, q, "", "a")
+		old := report(t, q, Report{Key: "1", Capacity: 1})
+		now := report(t, q, Report{Key: "1", Capacity: 1})
+		if len(now.Duts) != 1 || now.UUID != old.UUID {
+			t.Fatalf("after the restart: %+v, before %+v", now, old)
+		}
+		if err := q.Release(t.Context(), old.UUID, old.Duts); err != nil {
+			t.Fatal(err)
+		}
+		if r := report(t, q, Report{UUID: now.UUID, Capacity: 0}); len(r.Duts) != 1 || r.Duts[0].Generation != now.Duts[0].Generation {
+			t.Errorf("after the late release: %+v", r)
+		}
+	})
+}
+
 func TestInventory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := court(t, Policy{})
@@ -232,6 +252,50 @@ func TestVersions(t *testing.T) {
 		q.Policy = func() Policy { return Policy{RefuseUnknown: true} }
 		if r := report(t, q, Report{Version: "x"}); r.Status != VersionRefused {
 			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// A drone whose version is refused from now on keeps its lease and drains;
+// what it gives back goes to a newer one; promise B22.
+func TestARefusedDroneDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := Policy{Lease: 5 * time.Minute}
+		q := court(t, p)
+		q.Policy = func() Policy { return p }
+		declare(t, q, "", "a", "b")
+		old := Report{Key: "old", Capacity: 2, Version: "6"}
+		r := report(t, q, old)
+		if len(r.Duts) != 2 {
+			t.Fatalf("%+v", r)
+		}
+		old.UUID = r.UUID
+		p.MinVersion = 7
+		declare(t, q, "", "c")
+		newer := Report{Key: "new", Capacity: 3, Version: "7"}
+		n := report(t, q, newer)
+		newer.UUID = n.UUID
+		for range 20 { // longer than one lease
+			time.Sleep(time.Minute)
+			r, n = report(t, q, old), report(t, q, newer)
+			all, leaving := names(r)
+			has, _ := names(n)
+			if r.Status != VersionRefused || r.Message == "" || r.Lease != p.Lease || !slices.Equal(all, []string{"a", "b"}) || !slices.Equal(leaving, all) || !slices.Equal(has, []string{"c"}) {
+				t.Fatalf("the old drone: %+v; the new one: %+v", r, n)
+			}
+		}
+		if again := report(t, q, Report{Key: "old", Capacity: 2, Version: "6"}); again.UUID != old.UUID || len(again.Duts) != 2 {
+			t.Errorf("registered again, which it was: %+v", again)
+		} else if err := q.Release(t.Context(), old.UUID, again.Duts[:1]); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if has, _ := names(report(t, q, newer)); len(has) != 2 {
+			t.Errorf("the new drone has %v after a release", has)
+		}
+		p.MinVersion = 0
+		if all, leaving := names(report(t, q, old)); !slices.Equal(all, []string{"b"}) || len(leaving) > 0 {
+			t.Errorf("admitted again: %v, %v drain", all, leaving)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -67,22 +68,35 @@ func (k *Keeper) Expected(ctx context.Context, c Contact) (digest string, err er
 	if result != "" {
 		k.told[c.Bot] = telling{said.digest, result}
 	}
+	mended := k.wrong[c.Bot] && b.Digest == c.Version
 	k.mu.Unlock()
-	switch {
-	case tell:
-		err = k.o.Store.Update(ctx, func(tx *store.Tx) error {
-			return tx.TellBot(store.RolloutBot{Bot: c.Bot, Release: b.Release, Digest: b.Digest, Told: tx.Now})
-		})
-	case result != "":
-		if result == resultLost {
-			k.o.Log.WarnContext(ctx, "a bot did not update", "bot", c.Bot, "want", said.digest, "have", c.Version)
-		}
-		err = k.settle(ctx, c.Bot, next, result)
+	if !tell && !mended && result == "" {
+		return b.Digest, nil
 	}
-	if err != nil { // the next contact tells it again
-		k.mu.Lock()
+	if result == resultLost {
+		k.o.Log.WarnContext(ctx, "a bot did not update", "bot", c.Bot, "want", said.digest, "have", c.Version)
+	}
+	err = k.o.Store.Update(ctx, func(tx *store.Tx) error {
+		if mended {
+			if err := tx.ForgetMismatch(c.Bot); err != nil {
+				return err
+			}
+		}
+		switch {
+		case tell:
+			return tx.TellBot(store.RolloutBot{Bot: c.Bot, Release: b.Release, Digest: b.Digest, Told: tx.Now})
+		case result != "":
+			return tx.SettleBot(c.Bot, next, result)
+		}
+		return nil
+	})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err != nil: // the next contact tells it again
 		k.told[c.Bot] = said
-		k.mu.Unlock()
+	case mended:
+		delete(k.wrong, c.Bot)
 	}
 	return b.Digest, err
 }
@@ -92,19 +106,31 @@ func (k *Keeper) settle(ctx context.Context, bot skep.BotID, release, result str
 }
 
 // Mismatched notes that what a bot downloaded had another digest than it was
-// told. It counts as crashed, until it polls with the new code all the same.
+// told, until it comes with the right code all the same. One that was told to
+// run the next release and is not back yet counts as crashed, too.
 func (k *Keeper) Mismatched(ctx context.Context, bot skep.BotID) error {
 	k.mu.Lock()
 	said, next := k.told[bot], k.state.Next
-	rolls := next != "" && k.state.Halted == "" && said.digest != "" && said.result == ""
-	if rolls {
+	crashed := next != "" && k.state.Halted == "" && said.digest != "" && said.result == ""
+	k.mu.Unlock()
+	err := k.o.Store.Update(ctx, func(tx *store.Tx) error {
+		if crashed {
+			if err := tx.SettleBot(bot, next, resultOther); err != nil {
+				return err
+			}
+		}
+		return tx.NoteMismatch(bot)
+	})
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wrong[bot] = true
+	if crashed && k.told[bot] == said {
 		k.told[bot] = telling{said.digest, resultOther}
 	}
-	k.mu.Unlock()
-	if !rolls {
-		return nil
-	}
-	return k.settle(ctx, bot, next, resultOther)
+	return nil
 }
 
 // Ended notes the end of a task on a bot; failed, that a fault of the bot
@@ -277,7 +303,7 @@ type Status struct {
 	State
 	Counts
 	Crashes []skep.BotID // that did not come back with the new code
-	Others  []skep.BotID // those of them that got other code than they were told
+	Others  []skep.BotID // bots that got other code than they were told, in the rollout or outside of one
 }
 
 // Status returns how the rollout goes.
@@ -286,7 +312,7 @@ func (k *Keeper) Status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	k.mu.Lock()
-	st := Status{State: k.state}
+	st := Status{State: k.state, Others: slices.Sorted(maps.Keys(k.wrong))}
 	k.mu.Unlock()
 	if st.Next == "" {
 		return st, nil
@@ -306,6 +332,7 @@ func (k *Keeper) Status(ctx context.Context) (Status, error) {
 	}
 	slices.Sort(st.Crashes)
 	slices.Sort(st.Others)
+	st.Others = slices.Compact(st.Others)
 	return st, err
 }
 

@@ -52,6 +52,7 @@ type Keeper struct {
 	digests  map[string]*Build // the same, by digest
 	known    map[skep.BotID]*botSeen
 	told     map[skep.BotID]telling // bots that were told to run the next release
+	wrong    map[skep.BotID]bool    // bots that got other code than they were told, since they had the right one
 }
 
 type buildKey struct {
@@ -93,7 +94,7 @@ func New(ctx context.Context, o Options) (*Keeper, error) {
 	}
 	k := &Keeper{
 		o: o, releases: map[string]*Release{}, builds: map[buildKey]*Build{}, digests: map[string]*Build{},
-		known: map[skep.BotID]*botSeen{}, told: map[skep.BotID]telling{},
+		known: map[skep.BotID]*botSeen{}, told: map[skep.BotID]telling{}, wrong: map[skep.BotID]bool{},
 	}
 	return k, k.reload(ctx)
 }
@@ -115,8 +116,16 @@ func (k *Keeper) reload(ctx context.Context) error {
 // reloadTold reads what other servers, or this one before it was started
 // again, told bots.
 func (k *Keeper) reloadTold(ctx context.Context) error {
+	others, err := k.o.Store.Mismatches(ctx)
+	if err != nil {
+		return err
+	}
 	k.mu.Lock()
 	next := k.state.Next
+	clear(k.wrong)
+	for _, bot := range others {
+		k.wrong[bot] = true
+	}
 	k.mu.Unlock()
 	if next == "" {
 		return nil

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/internal/pgtest"
 	"github.com/skepdev/skep/store"
@@ -285,4 +287,103 @@ func TestMismatchIsARow(t *testing.T) {
 	if err != nil || len(st.Others) != 1 || st.Others[0] != "b" || st.Crashed != 1 || st.Waiting != 0 {
 		t.Errorf("%+v, %v", st, err)
 	}
+}
+
+// A bot that comes back when nothing rolls, through a proxy that alters what it
+// downloads, is seen too, at every server, until it runs the right code.
+func TestMismatchOutsideOfARolloutIsARow(t *testing.T) {
+	st, k := keep(t, []byte("exe"), []string{"https://a:1"}, "one")
+	late := Contact{Bot: "b", Version: "old", Platform: linux, URL: "https://a:1"}
+	digest, err := k.Expected(t.Context(), late)
+	if err != nil || digest == "" {
+		t.Fatal(digest, err)
+	}
+	for range 2 {
+		if err := k.Mismatched(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	others := func(k *Keeper) []skep.BotID {
+		s, err := k.Status(t.Context())
+		if err != nil || s.Crashed != 0 || len(s.Crashes) != 0 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		return s.Others
+	}
+	other := again(t, st, []string{"https://a:1"})
+	if _, err := k.Expected(t.Context(), late); err != nil { // still the old one
+		t.Fatal(err)
+	}
+	for _, k := range []*Keeper{k, other} {
+		if diff := cmp.Diff([]skep.BotID{"b"}, others(k)); diff != "" {
+			t.Error(diff)
+		}
+	}
+	late.Version = digest
+	if _, err := other.Expected(t.Context(), late); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []*Keeper{k, other} {
+		if got := others(k); len(got) != 0 {
+			t.Errorf("it runs the right code and is told as %v", got)
+		}
+	}
+}
+
+// A bot that runs the next release and cannot fetch the way back did not
+// crash; that it cannot is told until it comes with the right code, whatever
+// the rollout does, and what crashed before stays told.
+func TestMismatchAndRolloutAreApart(t *testing.T) {
+	st, k := keep(t, []byte("exe"), []string{"https://a:1"}, "one", "two")
+	call := func(bot skep.BotID, version string, handshake bool) string {
+		t.Helper()
+		digest, err := k.Expected(t.Context(), Contact{Bot: bot, Version: version, Platform: linux, URL: "https://a:1", Handshake: handshake})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digest
+	}
+	mismatch := func(bot skep.BotID) {
+		t.Helper()
+		if err := k.Mismatched(t.Context(), bot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(when string, crashes, others []skep.BotID) {
+		t.Helper()
+		for _, k := range []*Keeper{k, again(t, st, []string{"https://a:1"})} {
+			s, err := k.Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff([][]skep.BotID{crashes, others}, [][]skep.BotID{s.Crashes, s.Others}); d != "" {
+				t.Errorf("%s: crashes and others (-want +got):\n%s", when, d)
+			}
+		}
+	}
+	next := call("well", "old", false)
+	call("well", next, true)
+	call("lost", "old", false)
+	call("lost", "old", true)
+	mismatch("well")
+	want("a bot that came back", []skep.BotID{"lost"}, []skep.BotID{"well"})
+	if err := k.Halt(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	mismatch("well")
+	mismatch("lost")
+	want("halted", []skep.BotID{"lost"}, []skep.BotID{"lost", "well"})
+	if err := k.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want("resumed", nil, []skep.BotID{"lost", "well"})
+	call("well", next, false)
+	want("mended", nil, []skep.BotID{"lost"})
+	if err := st.Update(t.Context(), func(tx *store.Tx) error {
+		_, err := tx.Prune(10, 0)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want("gone", nil, nil)
 }

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,12 +19,43 @@ import (
 // cleanFlag makes run_isolated clean the caches and end.
 const cleanFlag = "--clean"
 
-// SetCacheSize sets what the content cache may have from the next runner on;
-// 0 = 50 GiB.
-func (s *Starter) SetCacheSize(bytes int64) {
+// SetCache says where the content cache is and what it may have from the next
+// runner on: bytes (0 = 50 GiB), entries (0 = any number), and its directory, an
+// absolute path that several bots of one user may share ("" = the one of
+// Config). A Precondition error means that inputs cannot come that way on this
+// machine; what was set holds nevertheless. One goroutine calls it.
+func (s *Starter) SetCache(bytes int64, items int, dir string) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cfg.Storage.MaxBytes = bytes
+	s.cfg.Storage.MaxBytes, s.cfg.Storage.MaxItems = bytes, items
+	s.cfg.Storage.Cache = cmp.Or(dir, s.cacheDir)
+	st, user := s.storage(), s.iso.User
+	s.mu.Unlock()
+	if st.Method == cache.Auto && dir == "" || s.checked == st.Cache {
+		return nil // nothing that could be wrong, or known to be right
+	}
+	err := s.checkCache(st, user)
+	if s.checked = st.Cache; err != nil {
+		s.checked = ""
+	}
+	return err
+}
+
+func (s *Starter) checkCache(st Storage, user *proc.User) error {
+	c, err := openStorage(st, s.cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	at, err := os.MkdirTemp(s.cfg.BotDir, "w.check")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(at)
+	how := cache.How{Method: st.Method, UID: -1, Trusted: st.Trusted, Scratch: at}
+	if user != nil {
+		how.UID, how.GID = int(user.UID), int(user.GID)
+	}
+	return c.Check(how, at)
 }
 
 // storage is what tasks are told of the caches now. s.mu is held.

@@ -41,7 +41,7 @@ func (r *taskRunner) execute(ctx context.Context, s Summary) Summary {
 		r.sweep()
 	}
 	r.drainPipe(pumped)
-	r.ended()
+	_ = r.say(runnerNews{Ended: true}) // only the report is left
 	endLive()
 	close(over)
 	<-reported

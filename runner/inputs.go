@@ -19,7 +19,7 @@ import (
 func (j *isolatedJob) wantsInputs() bool { return j.CAS != nil && j.CAS.Root != "" }
 
 func openStorage(s Storage, log *slog.Logger) (*cache.Cache, error) {
-	return cache.Open(cache.Options{Dir: s.Cache, MaxBytes: s.MaxBytes, MinFree: s.MinFree, Trusted: s.Trusted, Log: log})
+	return cache.Open(cache.Options{Dir: s.Cache, MaxBytes: s.MaxBytes, MaxItems: s.MaxItems, MinFree: s.MinFree, Trusted: s.Trusted, Log: log})
 }
 
 // storage connects to where inputs and outputs are.

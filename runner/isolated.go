@@ -48,7 +48,7 @@ func startIsolated(exe string) (iso *isolated, err error) {
 		files = append(files, newsW, os.NewFile(runnerLifeFD, "life"))
 	}
 	p, err := proc.Start(&proc.Cmd{
-		Path: exe, Args: []string{exe, "run_isolated"}, Files: files, NewGroup: true,
+		Path: exe, Args: []string{exe, "run_isolated"}, Files: files, NewGroup: true, Calm: true,
 		Env: append(os.Environ(), "GOMAXPROCS=1"),
 	})
 	if err != nil {

@@ -104,6 +104,52 @@ true`
 	}
 }
 
+// TestHideDir keeps tasks of a bot from the directory that its drone hides:
+// where they have the bot's uid they would reach the drone's socket and the
+// other bots' credentials.
+func TestHideDir(t *testing.T) {
+	dir := sharedDir(t)
+	bot := filepath.Join(dir, "bots", "b1")
+	for _, d := range []string{bot, filepath.Join(dir, "bots", "b2")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"drone.sock", "registration", "bots/b2/bot-credential"} {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte("SECRET"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server, s := newTaskServer(t), newStarter(t, func(c *Config) { c.BotDir, c.HideDir = bot, dir })
+	if kind, why := s.Isolation(); kind != proc.IsolationView {
+		t.Skipf("NOT TESTED: isolation=%s here %s; see TestUnprivileged", kind, why)
+	}
+	sum := run(t, s, server, sh(`ls -A "$1" "$1/bots"; cat "$1"/* "$1"/bots/b2/* 2>/dev/null; echo x > f && cat f`, func(m map[string]any) {
+		m["command"] = append(m["command"].([]string), "sh", dir)
+	}))
+	out, _, _ := server.got()
+	if want := dir + ":\nbots\n\n" + dir + "/bots:\nb1\nx\n"; out != want || *sum.ExitCode != 0 {
+		t.Errorf("output %q, want %q", out, want)
+	}
+}
+
+func TestWider(t *testing.T) {
+	for _, c := range [][3]string{
+		{"/d/bots/b", "/d", "/d"},
+		{"/d/bots/b", "/d/", "/d"},
+		{"/d/bots/b", "/d/bots/b", "/d/bots/b"},
+		{"/d/bots/b", "/other", "/d/bots/b"},
+		{"/d/bots/b", "/d/bots/b/c", "/d/bots/b"},
+		{"/d/bots/b", "", "/d/bots/b"},
+		{"", "/d", ""},
+		{"/drones", "/d", "/drones"},
+	} {
+		if got := wider(c[0], c[1]); got != c[2] {
+			t.Errorf("wider(%q, %q) = %q, want %q", c[0], c[1], got, c[2])
+		}
+	}
+}
+
 // TestUnprivileged runs the tests that depend on rights as another user too.
 func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -117,7 +163,7 @@ func TestUnprivileged(t *testing.T) {
 	if err := copyFile(exe, os.Args[0]); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "-test.run", "^(TestRun|TestSurvivors|TestDeath|TestSecrets|TestCredential|TestWorkDirectory|TestEnvironment|TestCancel|TestExitCodes|TestDescriptors|TestNamedCaches)$", "-test.v")
+	cmd := exec.Command(exe, "-test.run", "^(TestRun|TestSurvivors|TestDeath|TestSecrets|TestCredential|TestWorkDirectory|TestEnvironment|TestCancel|TestExitCodes|TestDescriptors|TestNamedCaches|TestHideDir)$", "-test.v")
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=/tmp", "USER=nobody"}
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 // the user that runs it and in directories of that user's choice.
 type Local struct {
 	TaskID, Server string
+	BotID          string   // which bot the task is to believe it is on
 	Environ        []string // of this process; of it the task gets what a bot would pass on
 	Command        []string
 	RelativeCwd    string
@@ -31,7 +33,7 @@ func (l *Local) Cmd() (*proc.Cmd, error) {
 	r.job = isolatedJob{
 		TaskID: l.TaskID, Command: l.Command, RelativeCwd: l.RelativeCwd, Env: l.Env, EnvPrefixes: l.EnvPrefixes,
 		Environ: slices.Concat(baseEnviron(l.Environ, nil), []string{
-			"SWARMING_HEADLESS=1", "SWARMING_TASK_ID=" + l.TaskID, "SWARMING_SERVER=" + l.Server, "CIPD_ARCHITECTURE=" + cipdArch(),
+			"SWARMING_HEADLESS=1", "SWARMING_BOT_ID=" + l.BotID, "SWARMING_TASK_ID=" + l.TaskID, "SWARMING_SERVER=" + l.Server, "CIPD_ARCHITECTURE=" + cipdArch(),
 		}),
 	}
 	if err := os.WriteFile(r.dirs.context, []byte("{}"), 0o600); err != nil {
@@ -52,7 +54,7 @@ func (l *Local) Cmd() (*proc.Cmd, error) {
 	}
 	defer root.Close()
 	for _, c := range l.Caches {
-		if err := root.MkdirAll(filepath.FromSlash(c), 0o755); err != nil {
+		if err := emptyCache(root, filepath.FromSlash(c)); err != nil {
 			return nil, fmt.Errorf("named cache at %q: %w", c, err)
 		}
 	}
@@ -63,4 +65,17 @@ func (l *Local) Cmd() (*proc.Cmd, error) {
 		return nil, err
 	}
 	return &proc.Cmd{Path: path, Args: argv, Env: env, Dir: r.dirs.cwd}, nil
+}
+
+// emptyCache makes the directory of a named cache. As in a bot, nothing may be
+// there before. spec bot.md §5.5.
+func emptyCache(root *os.Root, path string) error {
+	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	err := root.Mkdir(path, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return errors.New("the inputs already have something there; a bot refuses that too")
+	}
+	return err
 }

@@ -40,6 +40,9 @@ func recoverOne(path string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if len(b) == 0 {
+		return os.Remove(path) // nothing runs between two tasks
+	}
 	var place proc.Place
 	if err := json.Unmarshal(b, &place); err != nil {
 		return errors.Join(err, os.Remove(path)) // cut off while it was written: nothing had started

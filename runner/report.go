@@ -39,7 +39,7 @@ type timing struct {
 // defaultTiming is decisions.md 17 and what spec bot.md §4.5 leaves open.
 var defaultTiming = timing{
 	flush: 2 * time.Second, flushBytes: 100_000, watchedGap: 50 * time.Millisecond, chunk: 250_000,
-	wait: 50 * time.Second, waitDelay: 20 * time.Millisecond, ignoredGap: 10 * time.Second,
+	wait: 50 * time.Second, waitDelay: 80 * time.Millisecond, ignoredGap: 10 * time.Second,
 	retryMin: 100 * time.Millisecond, retryMax: 10 * time.Second, refusedMax: 60 * time.Second,
 	finalTries: 5, finalFor: 6 * time.Hour, announceFor: time.Hour,
 }
@@ -55,6 +55,13 @@ type reporter struct {
 	stop   func(reason string) // the server wants the task stopped; may be called often
 	timing timing
 	log    *slog.Logger
+
+	// relay delivers an update without a connection of ours, if it can; nil =
+	// there is none. A connection of ours makes it needless.
+	relay     func(context.Context, *botapi.TaskUpdate) bool
+	connected atomic.Bool
+
+	renew func(session string) // is told of the session of each answer; nil = nobody
 
 	watched atomic.Bool
 	wake    chan struct{} // capacity 1: output came, or watched changed
@@ -139,8 +146,21 @@ func (r *reporter) send(ctx context.Context, u *botapi.TaskUpdate) (int, *botapi
 	if len(b) > 0 {
 		u.Output, u.OutputChunkStart = b, offset
 	}
-	res, err := r.api.TaskUpdate(ctx, u)
+	if u.Final() && r.relay != nil && !r.connected.Swap(true) && r.relay(ctx, u) {
+		return len(b), &botapi.TaskUpdateResponse{OK: true}, nil
+	}
+	res, err := r.call(ctx, u)
 	return len(b), res, err
+}
+
+// call makes one attempt over a connection of ours.
+func (r *reporter) call(ctx context.Context, u *botapi.TaskUpdate) (*botapi.TaskUpdateResponse, error) {
+	r.connected.Store(true)
+	res, err := r.api.TaskUpdate(ctx, u)
+	if err == nil && r.renew != nil {
+		r.renew(res.Session)
+	}
+	return res, err
 }
 
 func (r *reporter) heed(res *botapi.TaskUpdateResponse) {
@@ -158,7 +178,7 @@ func (r *reporter) ask(ctx context.Context) {
 	pause := r.timing.waitDelay
 	for sleepUnless(ctx, nil, pause) {
 		asked, began := r.watched.Load(), time.Now()
-		res, err := r.api.TaskUpdate(ctx, &botapi.TaskUpdate{
+		res, err := r.call(ctx, &botapi.TaskUpdate{
 			TaskID: r.task, CostUSD: r.cost(), Wait: r.timing.wait.Seconds(), Watched: asked,
 		})
 		pause = 0

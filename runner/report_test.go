@@ -260,3 +260,37 @@ func TestRetryAfter(t *testing.T) {
 		}
 	})
 }
+
+// TestRelay: the end of a task goes to bot_main when nothing went to the server
+// yet, once, and to the server whatever becomes of that.
+func TestRelay(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		connected, takes bool
+		relayed, sent    int
+	}{
+		{"taken", false, true, 1, 0},
+		{"not delivered", false, false, 1, 1},
+		{"connected already", true, true, 0, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, api := newReporter(t)
+			relayed := 0
+			r.relay = func(_ context.Context, u *botapi.TaskUpdate) bool {
+				relayed++
+				if string(u.Output) != "x" {
+					t.Errorf("relayed output %q", u.Output)
+				}
+				return tt.takes
+			}
+			r.connected.Store(tt.connected)
+			r.write([]byte("x"))
+			if err := r.final(t.Context(), &botapi.TaskUpdate{ExitCode: new(int64)}); err != nil {
+				t.Fatal(err)
+			}
+			if n, _ := r.spool.unsent(); relayed != tt.relayed || len(api.sent) != tt.sent || n != 0 {
+				t.Errorf("relayed %d times, sent %d times, %d bytes unsent", relayed, len(api.sent), n)
+			}
+		})
+	}
+}

@@ -36,13 +36,13 @@ const resultFile = "isolated_result.json"
 
 func writeResult(dir string, r *result) error {
 	r.Version = 5
-	return writeJSON(filepath.Join(dir, resultFile), r)
+	return rewriteJSON(filepath.Join(dir, resultFile), r)
 }
 
 // readResult returns nil when run_isolated left no result.
 func readResult(dir string) (*result, error) {
 	b, err := os.ReadFile(filepath.Join(dir, resultFile))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(b) == 0 {
 		return nil, nil
 	}
 	if err != nil {
@@ -52,7 +52,17 @@ func readResult(dir string) (*result, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, err
 	}
-	return r, os.Remove(filepath.Join(dir, resultFile))
+	return r, nil
+}
+
+// rewriteJSON writes into the file that is there, if one is: a reader may see
+// a part of it.
+func rewriteJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
 }
 
 // writeJSON writes beside and renames, so that a reader sees a whole file.

@@ -31,7 +31,7 @@ const (
 // enterRoom takes a room; from here on the task's files are for its user.
 func (r *isolatedRun) enterRoom() error {
 	if os.Geteuid() != 0 {
-		return errors.New("a task in a clean room needs a bot that runs as root, to give the room's user the task's files; run the bot as root or take task.pool out of get_settings")
+		return errors.New("a task in a clean room needs a bot that runs as root, to give the room's user the task's files; run the bot as root, or let its settings, hooks and pools.cfg name no warm pool")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), roomWait+roomCall)
 	defer cancel()

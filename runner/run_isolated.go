@@ -133,6 +133,7 @@ func (r *isolatedRun) run() int {
 	r.endInputs()
 	r.returnCaches()
 	r.cleanup()
+	r.settleCache()
 	if err != nil {
 		r.log.Error("task not run", "task", r.job.TaskID, "err", err)
 		r.res.InternalFailure = text(err.Error())
@@ -170,6 +171,9 @@ func (r *isolatedRun) sit() {
 		return
 	}
 	r.view = &proc.View{Hide: r.Hide, Keep: []string{r.dirs.run, r.dirs.out, r.dirs.temp}}
+	if rel, err := filepath.Rel(r.Hide, r.Storage.Cache); err != nil || !filepath.IsLocal(rel) {
+		r.view.Cover = []string{r.Storage.Cache} // shared by bots; hidden like the bot's own
+	}
 	if !r.ownPIDs() {
 		r.seat = proc.NewSeat(r.view)
 	}
@@ -466,15 +470,17 @@ func (r *isolatedRun) sweep() {
 	}
 }
 
-// cleanup removes the run's directories.
+// cleanup empties the run's directories.
 func (r *isolatedRun) cleanup() {
 	began := time.Now()
-	for _, dir := range []string{r.dirs.run, r.dirs.temp, r.dirs.out, r.dirs.scratch} {
-		if dir == "" {
-			continue
+	for _, dir := range []string{r.dirs.run, r.dirs.temp, r.dirs.out} {
+		if err := emptyTree(dir); err != nil {
+			r.log.Error("directory not emptied", "task", r.job.TaskID, "dir", dir, "err", err)
 		}
-		if err := removeTree(dir); err != nil {
-			r.log.Error("directory not removed", "task", r.job.TaskID, "dir", dir, "err", err)
+	}
+	if r.dirs.scratch != "" {
+		if err := removeTree(r.dirs.scratch); err != nil {
+			r.log.Error("directory not removed", "task", r.job.TaskID, "dir", r.dirs.scratch, "err", err)
 		}
 	}
 	r.res.Stats.Cleanup = &botapi.OperationStats{Duration: seconds(began)}

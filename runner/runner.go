@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/internal/proc"
 )
@@ -28,6 +29,11 @@ import (
 type Config struct {
 	Exe    string // executable whose subcommands are task_runner and run_isolated; "" = this one
 	BotDir string // absolute; holds w, c and logs
+
+	// HideDir, around BotDir, is hidden from tasks with it where that takes
+	// namespaces: a drone's, with its socket and the other bots; "" = what
+	// SKEP_HIDE_DIR says.
+	HideDir string
 
 	// Containment forces how surviving processes are found: "cgroup2",
 	// "cgroup1", "pidns" or "subreaper"; "" = SKEP_CONTAINMENT, else the first
@@ -50,6 +56,7 @@ type Config struct {
 type Storage struct {
 	Cache    string       // directory of the content cache; several bots of one user may share it; "" = cas_cache in the bot's
 	MaxBytes int64        // of it; 0 = 50 GiB
+	MaxItems int          // of it; 0 = any number
 	MinFree  int64        // bytes of the disk that stay free as long as there is something to evict; 0 = 2 GiB
 	Trusted  bool         // tasks do not write to their inputs, though they could: link them
 	Method   cache.Method // forces how inputs come into a run directory; "" = SKEP_INPUTS, else the best that works
@@ -79,12 +86,14 @@ type Job struct {
 	// still exists; not for a task that did not begin. nil = nobody is.
 	After func(Summary) `json:"-"`
 
-	// Announce tells the server that the task begins here, once; canceled is its
-	// answer that the task must not. Run calls it while the runner still gets
-	// ready, over a connection that is open already. When it fails, or is nil,
-	// task_runner does the same with all patience.
-	Announce  func(ctx context.Context, task string) (canceled bool, err error) `json:"-"`
-	Announced bool                                                              // set by Run: a word on the announcement will follow
+	// Update makes one attempt to give the server an update of the task, over a
+	// connection that is open already. Run announces with it that the task begins
+	// here, while the runner still gets ready, and ends with it a task that needed
+	// no connection of its own so far. What fails, or everything when it is nil,
+	// task_runner does itself with all patience.
+	Update    func(context.Context, *botapi.TaskUpdate) (*botapi.TaskUpdateResponse, error) `json:"-"`
+	Updates   bool                                                                          // set by Run: there is an Update
+	Announced bool                                                                          // set by Run: a word on the announcement will follow
 }
 
 // Summary is how a run went. Where task_runner cannot tell bot_main, it writes

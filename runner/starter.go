@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep/cas/cache"
@@ -26,7 +27,12 @@ type Starter struct {
 	cfg    Config
 	method proc.Method
 	iso    proc.Isolation
-	err    error // why nothing can be started
+
+	cacheDir string // Storage.Cache as it was configured
+	checked  string // the cache that SetCache found usable last
+	err      error  // why nothing can be started
+
+	tidied atomic.Bool // the work directory is as tidyWork left it
 
 	mu      sync.Mutex
 	ready   *pair
@@ -43,7 +49,7 @@ type pair struct {
 	life  *os.File
 	news  *os.File
 	dir   string
-	out   string // in dir, see makeRunDirs
+	out   string // in dir, see makeWork
 	temp  string
 	place *proc.Place
 
@@ -53,6 +59,9 @@ type pair struct {
 // recordFile, in w, says where the processes of the task in w are, from before
 // they start until they are gone.
 const recordFile = "cgroup"
+
+// manifestFile, in w, is the task as the server sent it. spec bot.md §4.1.
+const manifestFile = "task_runner_in.json"
 
 // NewStarter finds out how tasks can be contained and isolated here, by
 // trying. A failure is returned by Prepare and Run.
@@ -70,6 +79,7 @@ func NewStarter(cfg Config) *Starter {
 	if st := &s.cfg.Storage; st.Cache == "" {
 		st.Cache = filepath.Join(cfg.BotDir, "cas_cache")
 	}
+	s.cacheDir = s.cfg.Storage.Cache
 	if st := &s.cfg.Storage; st.Method == cache.Auto {
 		st.Method = cache.Method(os.Getenv("SKEP_INPUTS"))
 	}
@@ -82,8 +92,28 @@ func NewStarter(cfg Config) *Starter {
 		s.iso = proc.Isolation{Kind: proc.IsolationNone, Reason: "switched off"}
 	} else {
 		s.iso = proc.Isolate(cfg.BotDir, cfg.TaskUser)
+		s.iso.Hide = wider(s.iso.Hide, cmp.Or(cfg.HideDir, os.Getenv(HideDirEnv)))
 	}
 	return s
+}
+
+// HideDirEnv names the variable by which a program that keeps several bots
+// tells each what to hide from its tasks; see Config.HideDir.
+const HideDirEnv = "SKEP_HIDE_DIR"
+
+// wider returns what to hide in place of hide: all of around, if hide is in
+// there.
+func wider(hide, around string) string {
+	if hide == "" || around == "" {
+		return hide
+	}
+	real, _ := filepath.EvalSymlinks(around)
+	for _, dir := range []string{around, real} {
+		if rel, err := filepath.Rel(dir, hide); dir != "" && err == nil && filepath.IsLocal(rel) {
+			return filepath.Clean(dir)
+		}
+	}
+	return hide
 }
 
 // Method is how surviving processes of a task are found: "cgroup2", "cgroup1",
@@ -121,17 +151,22 @@ func (s *Starter) Prepare(context.Context) error {
 	return nil
 }
 
-// Close ends a waiting runner.
+// Close ends a waiting runner and removes the work directory.
 func (s *Starter) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.exiting.Wait()
-	if s.ready == nil {
-		return nil
+	if s.ready != nil {
+		err := s.discard(s.ready)
+		if s.ready = nil; err != nil {
+			return err
+		}
 	}
-	err := s.discard(s.ready)
-	s.ready = nil
-	return err
+	w := filepath.Join(s.cfg.BotDir, workDir)
+	if fi, err := os.Lstat(filepath.Join(w, recordFile)); s.busy || err == nil && fi.Size() > 0 {
+		return nil // a task is in it, or processes that could not be ended: Recover tries again
+	}
+	return removeWork(w)
 }
 
 // take returns a runner that waits.
@@ -179,18 +214,17 @@ func (s *Starter) start(ahead bool) (*pair, error) {
 // furnish makes the work directory and the place, and records the place before
 // anything can be in it. What it made is gone when it fails.
 func (s *Starter) furnish(p *pair) (err error) {
-	if p.dir, err = makeWorkDir(s.cfg.BotDir); err != nil {
+	d, w, err := makeWork(s.cfg.BotDir, s.iso.User, s.tidied.Swap(false))
+	if err != nil {
 		return fmt.Errorf("work directory: %w", err)
 	}
-	if p.out, p.temp, err = makeRunDirs(p.dir, s.iso.User); err != nil {
-		return fmt.Errorf("directories of a run: %w", err)
-	}
+	p.dir, p.out, p.temp = w, d.out, d.temp
 	place, err := proc.Plan(s.method, "skep-"+strings.ToLower(rand.Text()[:16]))
 	if err != nil {
 		return fmt.Errorf("contain a task: %w", err)
 	}
 	place.Hidden = s.iso.Kind == proc.IsolationView
-	if err = writeJSON(filepath.Join(p.dir, recordFile), place); err != nil {
+	if err = rewriteJSON(filepath.Join(p.dir, recordFile), place); err != nil { // cut off it names nothing, and there is nothing yet
 		return err
 	}
 	if err = place.Make(); err != nil {
@@ -234,7 +268,7 @@ func (s *Starter) startRunner(p *pair) (err error) {
 		files = append(files, lifeR)
 	}
 	p.p, err = proc.Start(&proc.Cmd{
-		Path: s.cfg.Exe, Args: []string{s.cfg.Exe, "task_runner"}, Dir: s.cfg.BotDir, Files: files, NewGroup: true,
+		Path: s.cfg.Exe, Args: []string{s.cfg.Exe, "task_runner"}, Dir: s.cfg.BotDir, Files: files, NewGroup: true, Calm: true,
 		// One processor: it mostly waits, and a second one is a sixth of what its start costs.
 		Env: append(baseEnviron(s.cfg.Environ, s.cfg.EnvPass), "GOMAXPROCS=1"),
 	})
@@ -330,6 +364,11 @@ func (s *Starter) discard(p *pair) error {
 	if err != nil {
 		return err // the record must stay: Recover tries again
 	}
+	if p.dir == filepath.Join(s.cfg.BotDir, workDir) {
+		err := tidyWork(p.dir)
+		s.tidied.Store(err == nil)
+		return err
+	}
 	return removeWork(p.dir)
 }
 
@@ -369,10 +408,11 @@ func (s *Starter) Run(ctx context.Context, job Job) (Summary, error) {
 	if job.Announced {
 		go func() {
 			a := <-said
+			a.Stopped = !a.Done && ctx.Err() != nil // not to be repeated, and SIGTERM may have come too early to be heeded
 			_ = s.say(p, runnerWord{Announced: &a})
 		}()
 	}
-	if err := os.WriteFile(filepath.Join(p.dir, "task_runner_in.json"), job.Manifest, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.dir, manifestFile), job.Manifest, 0o600); err != nil {
 		s.cfg.Log.Warn("the manifest is not kept", "err", err) // the runner has it
 	}
 	s.cfg.Log.Info("task begins", "task", l.TaskID)
@@ -462,6 +502,12 @@ func (s *Starter) await(ctx context.Context, p *pair, job Job, l limits) Summary
 					sum.InternalError = fmt.Sprintf("task_runner ended (%d) without a report", p.p.Wait().Code)
 				}
 				return sum
+			}
+			if n.Update != nil {
+				go func() {
+					d := job.deliver(ctx, n.Update)
+					_ = s.say(p, runnerWord{Delivered: &d})
+				}()
 			}
 			if n.Ended { // what is left is the report, which may take an outage long
 				hung = time.After(defaultTiming.finalFor + 10*time.Minute)

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -13,12 +14,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/cas/disk"
 	"github.com/skepdev/skep/cas/reapi"
 	"github.com/skepdev/skep/cas/remote"
+	"github.com/skepdev/skep/internal/need"
 )
 
 // newStorage is a server's storage with a client of it.
@@ -302,5 +305,130 @@ func TestKilledUnderAnOverlay(t *testing.T) {
 	sum := run(t, s, server, sh("cat a d/b", inputs(url, root)))
 	if out, _, _ := server.got(); out != "AB" {
 		t.Errorf("the next task reads %q, summary %+v", out, sum)
+	}
+}
+
+// How inputs come is the bot's business: when that cannot be, no requester is
+// to blame.
+func TestImpossibleMethodIsTheBotsFault(t *testing.T) {
+	url, c := newStorage(t)
+	root := tree(t, c, map[string]string{"a": "A"})
+	s := newStarter(t, func(cfg *Config) { cfg.Storage.Method = "teleport" })
+	server := newTaskServer(t)
+	run(t, s, server, sh("true", inputs(url, root)))
+	_, _, errs := server.got()
+	if len(errs) != 1 || len(errs[0].ClientError.MissingCAS) != 0 || !strings.Contains(errs[0].Message, "teleport") {
+		t.Errorf("errors %+v, want one that blames nobody's inputs", errs)
+	}
+	if err := s.SetCache(0, 0, ""); err == nil {
+		t.Error("a method that does not exist passes for usable")
+	}
+}
+
+// What was asked for and cannot be is refused before any task, and not done in
+// another way; once it can be, the refusal ends.
+func TestImpossibleReflinkIsRefused(t *testing.T) {
+	elsewhere, err := os.MkdirTemp("/dev/shm", "skep-test-") //nolint:usetesting // must be on another file system: blocks are never shared between two
+	if err != nil {
+		need.Skip(t, "shm", err.Error())
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(elsewhere) })
+	url, c := newStorage(t)
+	root := tree(t, c, map[string]string{"a": "A"})
+	s := newStarter(t, func(cfg *Config) { cfg.Storage.Method = cache.Reflink })
+	shared := filepath.Join(elsewhere, "cache")
+	for range 2 { // it is not forgotten
+		if err := s.SetCache(0, 0, shared); skep.KindOf(err) != skep.Precondition || !strings.Contains(err.Error(), "reflink") {
+			t.Fatalf("SetCache: %v, want a Precondition error about reflinks", err)
+		}
+	}
+	server := newTaskServer(t)
+	run(t, s, server, sh("echo ran", inputs(url, root)))
+	out, _, errs := server.got()
+	if out != "" || len(errs) != 1 || len(errs[0].ClientError.MissingCAS) != 0 || !strings.Contains(errs[0].Message, "reflink") {
+		t.Errorf("output %q, errors %+v, want one that blames nobody's inputs", out, errs)
+	}
+	s.mu.Lock()
+	s.cfg.Storage.Method = cache.Copy
+	s.mu.Unlock()
+	if err := s.SetCache(0, 0, shared); err != nil {
+		t.Errorf("by copies: %v", err)
+	}
+}
+
+func TestSharedCacheMustBeOne(t *testing.T) {
+	s := newStarter(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "thesis.tex"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetCache(0, 0, dir); err == nil || !strings.Contains(err.Error(), "thesis.tex") {
+		t.Errorf("a directory with other files: %v", err)
+	}
+	if err := s.SetCache(0, 7, filepath.Join(dir, "cache")); err != nil {
+		t.Error(err)
+	}
+	if st := s.storage(); st.MaxItems != 7 || st.Cache != filepath.Join(dir, "cache") {
+		t.Errorf("storage %+v", st)
+	}
+}
+
+// TestStorageHeaders: a bot without a token shows its session to its server's
+// storage, and to no other.
+func TestStorageHeaders(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		headers map[string]string
+		session string
+		cas     string
+		want    map[string]string
+	}{
+		{"a token", map[string]string{"authorization": "Bearer t"}, "s", "", map[string]string{"authorization": "Bearer t"}},
+		{"a VM", map[string]string{"X-Luci-Gce-Vm-Token": "v"}, "s", "", map[string]string{"X-Luci-Gce-Vm-Token": "v", "Authorization": "Session s"}},
+		{"a certificate", nil, "s", "", map[string]string{"Authorization": "Session s"}},
+		{"nothing", nil, "", "", nil},
+		{"another storage", nil, "s", "grpcs://elsewhere", nil},
+	} {
+		r := &taskRunner{Job: Job{Session: tt.session, Server: "https://h"}, manifest: &botapi.Manifest{
+			CASInputRoot: &botapi.CASReference{Instance: "i"}, Skep: &botapi.ManifestSkep{CAS: tt.cas},
+		}}
+		r.headers.Store(&tt.headers)
+		if diff := cmp.Diff(tt.want, r.storage().Headers); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// TestSessionIsRenewed: run_isolated is told of the session of the newest
+// answer, once, unless a token makes it needless.
+func TestSessionIsRenewed(t *testing.T) {
+	for _, headers := range []map[string]string{nil, {"Authorization": "Bearer t"}} {
+		read, words, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &taskRunner{Job: Job{Session: "s0"}, iso: &isolated{words: words}, log: testLog(t)}
+		r.headers.Store(&headers)
+		r.handed.Store(true)
+		for _, s := range []string{"s0", "", "s1", "s1", "s2"} {
+			r.renew(s)
+		}
+		_ = words.Close()
+		var got []string
+		for dec := json.NewDecoder(read); ; {
+			var w isolatedWord
+			if dec.Decode(&w) != nil {
+				break
+			}
+			got = append(got, w.Headers["Authorization"])
+		}
+		_ = read.Close()
+		want := []string{"Session s1", "Session s2"}
+		if headers != nil {
+			want = nil
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("with %v (-want +got):\n%s", headers, diff)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -29,15 +30,18 @@ type taskRunner struct {
 	api      caller
 	rep      *reporter
 	timing   timing
-	ended    func() // the task's processes are gone; only the report is left
+	say      func(runnerNews) error // to bot_main
 
 	began     time.Time         // monotonic, unlike ReceivedAt
 	stopped   chan string       // why the task must stop; capacity 1, first reason wins
-	announced chan announcement // capacity 1; what became of Job.Announce
+	announced chan announcement // capacity 1; how the announcement went
+	delivered chan delivery     // capacity 1; how the update that was given to bot_main went
+	session   string            // the newest token that bot_main told of, "" = none
 	lastIO    atomic.Int64
 	headers   atomic.Pointer[map[string]string]
-	handed    atomic.Bool  // run_isolated has a job whose headers must stay fresh
-	tokens    *tokenServer // nil when the task has no account
+	renewed   atomic.Pointer[string] // the newest session of an answer to us, nil = none yet
+	handed    atomic.Bool            // run_isolated has a job whose headers must stay fresh
+	tokens    *tokenServer           // nil when the task has no account
 
 	giveUp   atomic.Pointer[context.CancelFunc] // ends the announcement
 	finished atomic.Bool                        // all is reported: our parent need not listen any more
@@ -57,6 +61,12 @@ func (r *taskRunner) watchParent(words *json.Decoder) {
 		if w.Announced != nil {
 			select {
 			case r.announced <- *w.Announced:
+			default:
+			}
+		}
+		if w.Delivered != nil {
+			select {
+			case r.delivered <- *w.Delivered:
 			default:
 			}
 		}
@@ -98,10 +108,13 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 		s.InternalError = errors.Join(err, cerr).Error()
 		return s
 	}
-	defer func() { s.Session = r.api.Session() }()
+	defer func() { s.Session = cmp.Or(r.session, r.api.Session()) }()
 	r.rep = &reporter{
 		api: r.api, task: m.TaskID, spool: newSpool(filepath.Join(r.Dir, "output")), timing: r.timing, log: r.log,
-		cost: r.cost, wake: make(chan struct{}, 1), stop: r.requestStop,
+		cost: r.cost, wake: make(chan struct{}, 1), stop: r.requestStop, renew: r.renew,
+	}
+	if r.Updates {
+		r.rep.relay = r.relay
 	}
 	defer r.rep.spool.close()
 	// A stop while nothing but the report is left gives the report some seconds.
@@ -135,6 +148,7 @@ func (r *taskRunner) run(term <-chan os.Signal) (s Summary) {
 	}
 	canceled, err := r.announce(stopCtx)
 	if err != nil && len(r.stopped) > 0 {
+		time.AfterFunc(finalGrace, stopNow)
 		return r.fault(stopCtx, s, "the bot was stopped before the task began", nil)
 	}
 	if err != nil {
@@ -232,7 +246,7 @@ func (r *taskRunner) prepare() error {
 	}
 	if job.CAS != nil && job.CAS.Own {
 		r.handed.Store(true)
-		if now := r.authHeaders(); !maps.Equal(now, job.CAS.Headers) {
+		if now := r.authHeaders(); !maps.Equal(r.storageHeaders(now), job.CAS.Headers) {
 			r.passHeaders(now) // they came meanwhile
 		}
 	}
@@ -287,7 +301,12 @@ func (r *taskRunner) announce(ctx context.Context) (canceled bool, err error) {
 	if r.Announced {
 		select {
 		case a := <-r.announced:
+			if a.Stopped {
+				r.requestStop(stoppedBySignal)
+				return false, errors.New(stoppedBySignal)
+			}
 			if a.Done {
+				r.rep.watched.Store(a.Watched)
 				return a.Canceled, nil
 			}
 		case <-ctx.Done():
@@ -295,9 +314,10 @@ func (r *taskRunner) announce(ctx context.Context) (canceled bool, err error) {
 		}
 	}
 	err = r.persist(ctx, func() error {
-		res, err := r.api.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: r.manifest.TaskID, CostUSD: r.cost()})
+		res, err := r.rep.call(ctx, &botapi.TaskUpdate{TaskID: r.manifest.TaskID, CostUSD: r.cost()})
 		if err == nil {
 			canceled = res.MustStop
+			r.rep.watched.Store(res.Watched)
 		}
 		return err
 	})

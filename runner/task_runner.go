@@ -35,12 +35,17 @@ func TaskRunnerMain([]string) int {
 	term := catchSignals()
 	words := json.NewDecoder(inherited(0, "words"))
 	var u setup
-	if code, ok := nextWord(words, &u, "task_runner"); !ok {
+	var raw json.RawMessage
+	code, ok := nextWord(words, &raw, "task_runner")
+	if ok && json.Unmarshal(raw, &u) != nil {
+		code, ok = 1, false
+	}
+	if !ok {
 		iso.abandon()
 		return code
 	}
 	if iso != nil {
-		isoErr = json.NewEncoder(iso.words).Encode(u)
+		_, isoErr = iso.words.Write(raw) // it needs the same
 	}
 	log, closeLog := openLog(filepath.Join(dir, "logs", "task_runner.log"))
 	defer closeLog()
@@ -55,8 +60,8 @@ func TaskRunnerMain([]string) int {
 	news := json.NewEncoder(inheritedOutput(runnerNewsFD, "news"))
 	r := &taskRunner{
 		setup: u, Job: job, log: log, iso: iso, isoErr: isoErr, timing: defaultTiming, began: time.Now(),
-		announced: make(chan announcement, 1),
-		ended:     func() { _ = news.Encode(runnerNews{Ended: true}) },
+		announced: make(chan announcement, 1), delivered: make(chan delivery, 1),
+		say: func(n runnerNews) error { return news.Encode(n) },
 	}
 	if r.ReceivedAt.IsZero() || r.ReceivedAt.After(r.began) {
 		r.ReceivedAt = r.began
@@ -65,7 +70,7 @@ func TaskRunnerMain([]string) int {
 	go r.watchParent(words)
 	s := r.run(term)
 	r.finished.Store(true)
-	if err := news.Encode(runnerNews{Summary: &summaryOnWire{
+	if err := r.say(runnerNews{Summary: &summaryOnWire{
 		ExitCode: s.ExitCode, HardTimeout: s.HardTimeout, IOTimeout: s.IOTimeout,
 		InternalError: s.InternalError, Reported: s.InternalErrorReported, Session: s.Session,
 	}}); err != nil {

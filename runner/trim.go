@@ -90,7 +90,7 @@ func (r *isolatedRun) trimCaches() {
 			r.cas = nil
 		}
 	}
-	if r.cas != nil && (r.job.wantsInputs() || free < minFree) {
+	if r.cas != nil && (r.job.wantsInputs() || free < minFree) && !r.cas.Within(minFree) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		t, err := r.cas.Trim(ctx)
@@ -107,6 +107,22 @@ func (r *isolatedRun) trimCaches() {
 	}
 	if err := trim(time.Now(), free, minFree, list...); err != nil {
 		r.log.Warn("caches not trimmed", "task", r.job.TaskID, "err", err)
+	}
+}
+
+// settleCache trims what one task needed beyond the limits of the cache.
+func (r *isolatedRun) settleCache() {
+	if r.cas == nil || r.inputs == nil || r.cas.Within(0) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	t, err := r.cas.Trim(ctx)
+	if err == nil {
+		err = errors.Join(t.Enforce(), t.Close())
+	}
+	if err != nil {
+		r.log.Info("content cache not trimmed: others use it, or it cannot be", "task", r.job.TaskID, "err", err)
 	}
 }
 

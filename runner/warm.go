@@ -1,14 +1,9 @@
 package runner
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"io"
-	"net"
-	"net/http"
 	"os"
-	"time"
 
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/internal/proc"
@@ -30,43 +25,16 @@ func warmRunner() []func() {
 		},
 		func() {
 			_ = json.NewEncoder(io.Discard).Encode(isolatedWord{Go: true})
-			_ = json.NewEncoder(io.Discard).Encode(runnerNews{Summary: &summaryOnWire{}})
+			code, secs := int64(0), 1.0
+			_ = json.NewEncoder(io.Discard).Encode(runnerNews{Summary: &summaryOnWire{}, Update: &botapi.TaskUpdate{
+				ExitCode: &code, Duration: &secs, BotOverhead: &secs, IsolatedStats: &botapi.IsolatedStats{}, NamedCachesStats: &botapi.CachesStats{},
+				CacheTrimStats: &botapi.OperationStats{}, CleanupStats: &botapi.OperationStats{}, Output: []byte("x"),
+			}})
 			for _, v := range []any{&Job{}, &runnerWord{}, &result{}, &isolatedNews{}} {
-				_ = json.Unmarshal([]byte(`{"Manifest":{},"Announced":{},"exit_code":0,"stats":{"cleanup":{"duration":1}},"done":true}`), v)
+				_ = json.Unmarshal([]byte(`{"Manifest":{},"Announced":{},"Delivered":{},"exit_code":0,"stats":{"cleanup":{"duration":1}},"done":true}`), v)
 			}
 		},
-		warmCall,
 	}
-}
-
-// warmCall makes one call to ourselves.
-func warmCall() {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return
-	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
-		if req, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
-			_, _ = io.Copy(io.Discard, req.Body)
-			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{\"ok\":true}")
-		}
-	}()
-	c, err := botapi.NewClient(botapi.Options{Server: "http://" + l.Addr().String(), BotID: "b"})
-	if err != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	code, secs := int64(0), 1.0
-	_, _ = c.TaskUpdate(ctx, &botapi.TaskUpdate{TaskID: "10", ExitCode: &code, Duration: &secs, Output: []byte("x")})
-	c.CloseIdle()
 }
 
 func (r *isolatedRun) warm() []func() {

@@ -38,19 +38,28 @@ type setup struct {
 type runnerWord struct {
 	Headers   map[string]string // what Job.Headers are from now on
 	Announced *announcement
+	Delivered *delivery
 }
 
-// announcement is how Job.Announce went.
+// announcement is how the announcement of the task went.
 type announcement struct {
 	Done     bool // the server knows that the task begins here
 	Canceled bool // and does not want it any more
+	Watched  bool // somebody reads its output as it comes
+	Stopped  bool // the bot stopped before it was done: so does the task
+}
+
+// delivery is what became of runnerNews.Update.
+type delivery struct {
+	Done    bool   // the server has it
+	Session string // the token of its answer
 }
 
 // runnerNews are task_runner's words to bot_main.
 type runnerNews struct {
-	Ended   bool           `json:"ended,omitempty"` // the task is over; its report may take long
-	Session string         `json:"session,omitempty"`
-	Summary *summaryOnWire `json:"summary,omitempty"`
+	Ended   bool               `json:"ended,omitempty"`  // the task is over; its report may take long
+	Update  *botapi.TaskUpdate `json:"update,omitempty"` // to be delivered by bot_main; a word on it must follow
+	Summary *summaryOnWire     `json:"summary,omitempty"`
 }
 
 // summaryOnWire is a Summary whole.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -103,6 +104,9 @@ func (s *Scheduler) expire(ctx context.Context) (time.Time, error) {
 		for _, t := range ended {
 			s.ended(ctx, t, skep.Pending)
 		}
+		for _, t := range again {
+			s.tell(store.NewsQueue, strconv.FormatInt(int64(t.Queue), 10))
+		}
 		if len(again) > 0 {
 			if err := s.refreshQueues(ctx); err != nil {
 				return time.Time{}, err
@@ -181,6 +185,7 @@ func (s *Scheduler) missing(ctx context.Context) error {
 		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err
 		}
+		s.happened(b.ID)
 	}
 	return nil
 }

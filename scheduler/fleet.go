@@ -49,6 +49,19 @@ func (s *Scheduler) Dimensions(source Source) (skep.Dimensions, bool) {
 	return m.dimensions, true
 }
 
+// DimensionsOf returns the dimensions of a bot if this process knows them by
+// the key that they are stored with. They must not be changed.
+func (s *Scheduler) DimensionsOf(bot skep.BotID, key int64) (skep.Dimensions, bool) {
+	f := s.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.bots[bot]
+	if m == nil || m.key != key {
+		return nil, false
+	}
+	return m.dimensions, true
+}
+
 // read notes the text that a bot's dimensions, as they are stored, came from.
 func (f *fleet) read(b *skep.Bot, source Source) {
 	f.mu.Lock()

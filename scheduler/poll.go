@@ -51,12 +51,14 @@ func (s *Scheduler) Connect(ctx context.Context, b *skep.Bot) error {
 func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType, key, message string, handshake bool, keep func(*skep.Task) bool) (held skep.TaskID, err error) {
 	var lost *skep.Task
 	var saved *skep.Bot
+	came := false
 	err = s.store.Update(ctx, func(tx *store.Tx) error {
 		lost, saved, held = nil, nil, 0
 		old, err := tx.LockBot(b.ID)
 		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err
 		}
+		came = old == nil || old.Dead
 		n := *b
 		orders, err := tx.OthersOrders(b.ID)
 		if err != nil {
@@ -129,6 +131,9 @@ func (s *Scheduler) note(ctx context.Context, b *skep.Bot, event skep.EventType,
 		return held, nil
 	}
 	s.fleet.put(saved)
+	if came {
+		s.happened(b.ID)
+	}
 	if !handshake {
 		b.Dimensions, b.DimensionsKey, b.IdleSince = saved.Dimensions, saved.DimensionsKey, saved.IdleSince
 		b.Quarantined, b.Maintenance = saved.Quarantined, saved.Maintenance
@@ -163,15 +168,25 @@ func same(a, b *skep.Bot) bool {
 // of the same bot ends this one with nothing; when a claim for this one is
 // under way and the later one has the same key, that one gets its outcome.
 func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
+	w, cmd, err := s.arrive(ctx, &p)
+	if w == nil || err != nil {
+		return cmd, err
+	}
+	return s.await(ctx, w, p.Wait)
+}
+
+// arrive notes the bot of a poll and puts it among those that wait. Without a
+// waiter, the poll has its answer.
+func (s *Scheduler) arrive(ctx context.Context, p *Poll) (*waiter, Command, error) {
 	b := p.Bot
 	again := p.Key != "" && s.queues.waits(b.ID, p.Key) // before the store is read
 	old, known, err := s.store.BotLook(ctx, b.ID)
 	if err != nil {
-		return Command{}, err
+		return nil, Command{}, err
 	}
 	if old.Task != 0 && p.Key != "" {
 		if cmd, found, err := s.repeat(ctx, old.Task, b.ID, p.Key); err != nil || found {
-			return cmd, err
+			return nil, cmd, err
 		}
 	}
 	if b.SessionID == "" {
@@ -185,11 +200,11 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 		mine := func(t *skep.Task) bool { return p.Key != "" && t.ClaimKey == p.Key }
 		held, err := s.note(ctx, b, skep.EventIdle, "", "", false, mine)
 		if err != nil {
-			return Command{}, err
+			return nil, Command{}, err
 		}
 		if held != 0 {
 			cmd, _, err := s.repeat(ctx, held, b.ID, p.Key)
-			return cmd, err
+			return nil, cmd, err
 		}
 	}
 	s.fleet.read(b, p.Source)
@@ -204,20 +219,29 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	if again { // the claim for the first one may have ended since
 		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
 			s.queues.leave(w)
-			return cmd, err
+			return nil, cmd, err
 		}
 	}
 	if w.once && !work && s.queues.leave(w) {
-		return Command{}, s.idle(ctx, b, skep.EventSleep)
+		return nil, Command{}, s.idle(ctx, b, skep.EventSleep)
 	}
 	if !work {
 		if err := s.idle(ctx, b, skep.EventIdle); err != nil {
 			s.queues.leave(w)
-			return Command{}, err
+			return nil, Command{}, err
 		}
 		b.State = nil // it is stored, and thousands may wait
+	} else {
+		w.unnoted = b
 	}
-	timer := time.NewTimer(min(p.Wait, MaxWait))
+	return w, Command{}, nil
+}
+
+// await returns the answer to a poll that waits, at the latest after wait.
+// Thousands may be here at once: its frame, and those below it, must be small
+// enough for a stack of 8 KiB.
+func (s *Scheduler) await(ctx context.Context, w *waiter, wait time.Duration) (Command, error) {
+	timer := time.NewTimer(min(wait, MaxWait))
 	defer timer.Stop()
 	expired := timer.C
 	if w.once {
@@ -226,14 +250,7 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 	for gone := ctx.Done(); ; {
 		select {
 		case cmd := <-w.reply:
-			if cmd.Task == nil && cmd.Err == nil {
-				// Another server may have claimed for an earlier sending of this poll.
-				if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {
-					return cmd, err
-				}
-				return cmd, s.idle(ctx, b, skep.EventSleep)
-			}
-			return cmd, cmd.Err
+			return s.replied(ctx, w, cmd)
 		case <-expired:
 			expired = nil
 		case <-gone:
@@ -243,10 +260,25 @@ func (s *Scheduler) Poll(ctx context.Context, p Poll) (Command, error) {
 			if ctx.Err() != nil {
 				return Command{}, ctx.Err()
 			}
-			cmd, _, err := s.held(ctx, b.ID, p.Key) // as above
+			cmd, _, err := s.held(ctx, w.bot.ID, w.key) // as in replied
 			return cmd, err
 		}
 	}
+}
+
+// replied turns what the matchmaker replied into the answer of a poll.
+func (s *Scheduler) replied(ctx context.Context, w *waiter, cmd Command) (Command, error) {
+	if cmd.Task != nil || cmd.Err != nil {
+		return cmd, cmd.Err
+	}
+	// Another server may have claimed for an earlier sending of this poll.
+	if cmd, found, err := s.held(ctx, w.bot.ID, w.key); err != nil || found {
+		return cmd, err
+	}
+	if w.unnoted != nil {
+		return cmd, s.idle(ctx, w.unnoted, skep.EventSleep)
+	}
+	return cmd, nil
 }
 
 // differs reports whether the record of a bot must be written because of what
@@ -387,6 +419,9 @@ func (s *Scheduler) Event(ctx context.Context, b *skep.Bot, event skep.EventType
 	if err != nil {
 		return fmt.Errorf("note %s of bot %s: %w", event, b.ID, err)
 	}
+	if event == skep.EventShutdown {
+		s.happened(b.ID)
+	}
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)
 	}
@@ -416,7 +451,8 @@ func (s *Scheduler) Delete(ctx context.Context, id skep.BotID) error {
 	if err != nil {
 		return err
 	}
-	s.fleet.drop(id)
+	s.deleted(id)
+	s.tell(store.NewsDeleted, string(id))
 	if lost != nil {
 		s.ended(ctx, lost, skep.Running)
 	}

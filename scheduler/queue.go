@@ -37,6 +37,8 @@ type waiter struct {
 	end   bool // but it may be told to end
 	reply chan Command
 
+	unnoted *skep.Bot // the bot, unless it is noted that it is idle; of its poll alone
+
 	// guarded by queues.mu
 	gone     bool // answered or given up
 	matching bool // a claim for it is under way
@@ -89,6 +91,13 @@ func (qs *queues) knows(id skep.QueueID, t time.Time) bool {
 	defer qs.mu.Unlock()
 	q := qs.all[id]
 	return q != nil && !q.Expires.Before(t)
+}
+
+// has reports whether a queue is known.
+func (qs *queues) has(id skep.QueueID) bool {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	return qs.all[id] != nil
 }
 
 // filled notes that a task may wait in a queue.

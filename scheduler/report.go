@@ -44,9 +44,39 @@ func (s *Scheduler) Report(ctx context.Context, r skep.Report) (Answer, error) {
 	return ans, nil
 }
 
+// contactLag is how much later a bot may have spoken of its task than the store
+// says, at most, and a sixtieth of the ping tolerance. So the report that
+// follows the claim at once, and each question of the bot, are answered by a
+// look: for a short task that is one commit of three.
+const contactLag = time.Second
+
+// heard answers a report of nothing new that comes soon after another. ok is
+// false for any that must be written, or that is none of the bot's.
+func (s *Scheduler) heard(ctx context.Context, r skep.Report) (ans Answer, ok bool, err error) {
+	if len(r.Output) > 0 {
+		return Answer{}, false, nil
+	}
+	t, found, err := s.store.TaskLook(ctx, r.Task)
+	if err != nil || !found || t.State != skep.Running || t.Bot != r.Bot || s.o.Now().Sub(t.ContactAt) >= min(contactLag, t.PingTolerance/60) {
+		return Answer{}, false, err
+	}
+	return running(t.Killing), true, nil
+}
+
+// running is the answer to the bot of a task that runs.
+func running(killing bool) Answer {
+	if killing {
+		return Answer{OK: true, MustStop: true, Reason: reasonKill}
+	}
+	return Answer{OK: true}
+}
+
 func (s *Scheduler) progress(ctx context.Context, r skep.Report) (Answer, error) {
-	var ans Answer
-	err := s.store.Update(ctx, func(tx *store.Tx) error {
+	ans, ok, err := s.heard(ctx, r)
+	if ok || err != nil {
+		return ans, err
+	}
+	err = s.store.Update(ctx, func(tx *store.Tx) error {
 		t, err := tx.LockTask(r.Task)
 		if err != nil && skep.KindOf(err) != skep.NotFound {
 			return err
@@ -55,10 +85,7 @@ func (s *Scheduler) progress(ctx context.Context, r skep.Report) (Answer, error)
 			ans, err = s.stray(ctx, tx, r)
 			return err
 		}
-		ans = Answer{OK: true}
-		if t.Killing {
-			ans.MustStop, ans.Reason = true, reasonKill
-		}
+		ans = running(t.Killing)
 		if t.OutputSize, err = tx.WriteOutput(r.Task, t.OutputSize, r.Start, r.Output); err != nil {
 			return err
 		}

@@ -24,6 +24,19 @@ type Options struct {
 	Version  string               // of this server; noted on each task that it writes
 	BotDeath func() time.Duration // silence after which a bot counts as dead; default 10 min
 	BotLife  func() time.Duration // silence after which a bot is forgotten; default 28 days
+
+	// MayCome reports whether a bot that meets these demands would be made if a
+	// task waited for it: then the task may wait. nil = none is made for tasks.
+	MayCome func(skep.Constraints) bool
+
+	// Watch is told of bots that came, died, ended or were deleted, after that is
+	// durable, here or at another server. It must return at once; nil = nobody
+	// wants to know.
+	Watch func(skep.BotID)
+
+	// NoPolls says that no bot polls here and Run is not called: nothing is kept
+	// of what waits for whom.
+	NoPolls bool
 }
 
 // Scheduler is the heart of one server process. Any number of them may share a
@@ -54,6 +67,9 @@ func New(s *store.Store, o Options) *Scheduler {
 	}
 	if o.BotLife == nil {
 		o.BotLife = func() time.Duration { return 0 }
+	}
+	if o.Watch == nil {
+		o.Watch = func(skep.BotID) {}
 	}
 	return &Scheduler{
 		store: s, o: o, fleet: newFleet(), queues: newQueues(), hub: newHub(), recent: newRecent(),

@@ -259,6 +259,18 @@ func TestSlicesWithoutCapacityAreSkipped(t *testing.T) {
 	})
 }
 
+// A task waits for a bot that would be made for it.
+func TestSliceOfABotThatMayCome(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.o.MayCome = func(c skep.Constraints) bool { return c.Match(skep.Dimensions{"pool": {"p"}, "os": {"A"}}) }
+		for os, want := range map[string]skep.TaskState{"A": skep.Pending, "B": skep.NoResource, "A|B": skep.Pending} {
+			if s := w.submit(slice(time.Hour, false, "pool", "p", "os", os)).State; s != want {
+				t.Errorf("os %s: %s, want %s", os, s, want)
+			}
+		}
+	})
+}
+
 func TestASilentBotLosesItsTask(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		task := w.submit(slice(24*time.Hour, true, "pool", "p"))
@@ -276,6 +288,36 @@ func TestASilentBotLosesItsTask(t *testing.T) {
 		synctest.Wait()
 		if s := w.state(task); s != skep.BotDied {
 			t.Errorf("after its tolerance: %s", s)
+		}
+	})
+}
+
+// TestContactIsWrittenOnceASecond: a report of nothing new that comes sooner
+// changes no row, output is kept whenever it comes.
+func TestContactIsWrittenOnceASecond(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		task := w.submit(slice(24*time.Hour, true, "pool", "p"))
+		w.poll(w.bot("b1"), "k", 0)
+		last := time.Now()
+		for _, c := range []struct {
+			after  time.Duration
+			output string
+			noted  bool
+		}{{500 * time.Millisecond, "", false}, {500 * time.Millisecond, "", true}, {100 * time.Millisecond, "", false}, {100 * time.Millisecond, "x", true}} {
+			time.Sleep(c.after)
+			if ans, err := w.Report(t.Context(), skep.Report{Bot: "b1", Task: task.ID, Output: []byte(c.output), CostUSD: 1}); err != nil || !ans.OK {
+				t.Fatal(ans, err)
+			}
+			if c.noted {
+				last = time.Now()
+			}
+			got, err := w.store.Task(t.Context(), task.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := got.ContactAt.Sub(last).Abs(); d > time.Millisecond {
+				t.Errorf("%v later, with output %q: the contact is %v off", c.after, c.output, d)
+			}
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -94,6 +95,10 @@ func (s *Scheduler) submit(ctx context.Context, req *skep.TaskRequest, secret []
 	}
 	s.moved(ctx, t, 0)
 	if s.claimed(ctx, claims) == 0 && t.State == skep.Pending {
+		s.tell(store.NewsQueue, strconv.FormatInt(int64(t.Queue), 10))
+		if s.o.NoPolls {
+			return req, t, nil
+		}
 		s.recent.put(req)
 		s.queues.add(q)
 		s.queues.filled(t.Queue)
@@ -143,12 +148,12 @@ func (s *Scheduler) Find(ctx context.Context, id skep.TaskID) (*skep.TaskRequest
 	return l.Request, l.Task, nil
 }
 
-// place queues the first slice from i on that may wait or that some known bot
-// could run, and reports whether there is one.
+// place queues the first slice from i on that may wait or that some bot could
+// run, which is known or would be made for it, and reports whether there is one.
 func (s *Scheduler) place(t *skep.Task, req *skep.TaskRequest, i int) bool {
 	for ; i < len(req.Slices); i++ {
 		sl := &req.Slices[i]
-		if sl.WaitForCapacity || req.IsTermination() || s.fleet.canRun(sl.Properties.Dimensions) {
+		if sl.WaitForCapacity || req.IsTermination() || s.fleet.canRun(sl.Properties.Dimensions) || s.o.MayCome != nil && s.o.MayCome(sl.Properties.Dimensions) {
 			t.Slice, t.ExpiresAt = i, req.ExpiresAt(i)
 			t.Queue = sl.Properties.Dimensions.Queue()
 			return true

@@ -23,11 +23,14 @@ const (
 	permReportDrone   permission = "skep.drones.report"  // be a drone
 	permDeclareDuts   permission = "skep.drones.declare" // say which devices there are
 	permInspectDrones permission = "skep.drones.inspect" // see drones and devices
+
+	permInspectMachines permission = "skep.machines.inspect" // see machines and their pools
+	permSteerMachines   permission = "skep.machines.steer"   // drain, resize and replace them
 )
 
 // userMay is what scope user allows: it creates and reads tasks, cancels its
 // own, and lists bots. decisions.md 9.
-var userMay = []permission{permPeek, permCreateTask, permListTasks, permListBots, permGetTask, permInspectDrones}
+var userMay = []permission{permPeek, permCreateTask, permListTasks, permListBots, permGetTask, permInspectDrones, permInspectMachines}
 
 // Scopes drone and inventory allow one thing each.
 var (

@@ -154,14 +154,38 @@ func checkVM(ctx context.Context, cr *Credential, token string, id skep.BotID) s
 	if token == "" {
 		return "no " + headerVMToken + " was sent"
 	}
-	project, instance, err := cr.VM(ctx, token)
+	vm, err := cr.VM(ctx, token)
 	switch {
 	case err != nil:
 		return err.Error()
-	case project != cr.Project:
+	case vm.Project != cr.Project:
 		return "the VM is of another project"
-	case instance != hostID(id):
+	case vm.Name != hostID(id):
 		return "the VM has another name"
 	}
 	return ""
+}
+
+// callingVM returns the VM that makes the call, which must be called name and be
+// one of those that bots.cfg lets in with their VM token. ok is false when none
+// proves to be. spec provider.md §13.
+func (s *Server) callingVM(r *http.Request, name string) (vm CloudVM, ok bool) {
+	ru, id := s.rules(), skep.BotID(name)
+	if ru.Group == nil || r.Header.Get(headerVMToken) == "" {
+		return CloudVM{}, false
+	}
+	g := ru.Group(id)
+	if g == nil {
+		return CloudVM{}, false
+	}
+	for i := range g.Credentials {
+		cr := &g.Credentials[i]
+		if cr.VM == nil || s.check(r, cr, callerOf(r.Context()), id) != "" {
+			continue
+		}
+		if vm, err := cr.VM(r.Context(), r.Header.Get(headerVMToken)); err == nil {
+			return vm, true
+		}
+	}
+	return CloudVM{}, false
 }

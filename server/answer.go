@@ -76,7 +76,7 @@ type timedBody struct {
 
 func (b timedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
 		_ = b.conn.SetReadDeadline(time.Time{})
 	}
 	return n, err
@@ -88,6 +88,9 @@ func limitBody(w http.ResponseWriter, r *http.Request) {
 	conn := http.NewResponseController(w)
 	if r.Body == nil || r.Body == http.NoBody || conn.SetReadDeadline(time.Now().Add(bodyPatience)) != nil {
 		return
+	}
+	if r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, casPrefix) {
+		return // net/http must know the body as its own: then a refusal does not wait for it (Expect)
 	}
 	r.Body = timedBody{r.Body, conn}
 }

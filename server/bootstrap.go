@@ -7,23 +7,15 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"text/template"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/internal/bootstrap"
+	"github.com/skepdev/skep/internal/bootstrap/unit"
 	"github.com/skepdev/skep/rollout"
 )
 
 //go:embed script/bootstrap.sh script/bootstrap.ps1
 var scripts embed.FS
-
-// bootstrapData is what a bootstrap script is made with. Every value is quoted
-// for the script's language.
-type bootstrapData struct {
-	Server, Token, TLSCA string
-	Code                 []platformCode
-}
-
-type platformCode struct{ OS, Arch, Digest string }
 
 // platforms are those that bots are built for. decisions.md 37.
 var platforms = []rollout.Platform{
@@ -34,6 +26,10 @@ var platforms = []rollout.Platform{
 	{OS: "windows", Arch: "amd64"},
 	{OS: "windows", Arch: "arm64"},
 }
+
+// shellUnit is the unit with the variables of bootstrap.sh, whose shell fills
+// them in.
+var shellUnit = unit.Fill(unit.Data{Server: "$server", User: "$user", Dir: "$dir", Extra: "${id:+Environment=SWARMING_BOT_ID=$id\n}"})
 
 // bootstrap hands out the script that turns a machine into a bot: for a POSIX
 // shell, or with shell=ps1 for PowerShell. It carries the digests of the code,
@@ -47,7 +43,7 @@ func (s *Server) bootstrap(w http.ResponseWriter, r *http.Request) error {
 	if q.Get("shell") == "ps1" {
 		name, quote = "bootstrap.ps1", quotePS
 	}
-	data := bootstrapData{Server: quote(s.hostOf(r)), Token: quote(q.Get("tok"))}
+	data := bootstrap.Data{Server: quote(s.hostOf(r)), Token: quote(q.Get("tok")), Unit: shellUnit}
 	if _, ok := TokenID(q.Get("tok")); q.Get("tok") != "" && !ok {
 		return skep.Invalidf("tok", "is not a token")
 	}
@@ -59,7 +55,7 @@ func (s *Server) bootstrap(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		data.Code = append(data.Code, platformCode{p.OS, p.Arch, quote(b.Digest)})
+		data.Code = append(data.Code, bootstrap.Code{OS: p.OS, Arch: p.Arch, Digest: quote(b.Digest)})
 		data.TLSCA = quote(b.TLSCA)
 	}
 	if len(data.Code) == 0 {
@@ -69,12 +65,8 @@ func (s *Server) bootstrap(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	t, err := template.New(name).Option("missingkey=error").Parse(text)
-	if err != nil {
-		return skep.Errorf(skep.Precondition, "scripts/%s: %v", name, err)
-	}
 	var out bytes.Buffer
-	if err := t.Execute(&out, data); err != nil {
+	if err := bootstrap.Fill(&out, name, text, data); err != nil {
 		return skep.Errorf(skep.Precondition, "scripts/%s: %v", name, err)
 	}
 	h := w.Header()

@@ -6,10 +6,16 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"strings"
 	"testing"
-	"text/template"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/skepdev/skep/internal/bootstrap"
 )
 
 // bootstrapScript is a script as a server makes it.
@@ -19,12 +25,12 @@ func bootstrapScript(t *testing.T, name string, quote func(string) string) strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := bootstrapData{Server: quote("https://skep.example"), Token: quote(""), TLSCA: quote("")}
+	data := bootstrap.Data{Server: quote("https://skep.example"), Token: quote(""), TLSCA: quote("")}
 	for _, p := range platforms {
-		data.Code = append(data.Code, platformCode{p.OS, p.Arch, quote(strings.Repeat("a", 64))})
+		data.Code = append(data.Code, bootstrap.Code{OS: p.OS, Arch: p.Arch, Digest: quote(strings.Repeat("a", 64))})
 	}
 	var b strings.Builder
-	if err := template.Must(template.New(name).Parse(string(text))).Execute(&b, data); err != nil {
+	if err := bootstrap.Fill(&b, name, string(text), data); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -66,6 +72,90 @@ func TestBootstrapPlist(t *testing.T) {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: no %q in %s", how, want, got)
 			}
+		}
+	}
+}
+
+// bootstrapOnLinux runs the script where /etc is etc and su does nothing, in a
+// directory with a bot.
+func bootstrapOnLinux(t *testing.T, etc string, args ...string) string {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("the script finds out that this is no Linux")
+	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, home := t.TempDir(), t.TempDir()
+	dir := filepath.Join(home, "bot")
+	for name, text := range map[string]string{filepath.Join(bin, "su"): "#!/bin/sh\n", filepath.Join(dir, "swarming_bot"): "#!/bin/sh\n"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(sh, append([]string{"-s", "--", "--dir", dir}, args...)...)
+	cmd.Stdin = strings.NewReader(strings.ReplaceAll(bootstrapScript(t, "bootstrap.sh", quoteSh), "/etc/", etc+"/"))
+	cmd.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + home}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return strings.ReplaceAll(string(out), dir, "DIR")
+}
+
+// What is installed runs: the line stands before the exit that rc.local ends
+// with. Row B5.
+func TestBootstrapRcLocal(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := "su -s /bin/sh " + me.Username + " -c 'sh DIR/start_bot.sh' &\n"
+	for name, tc := range map[string]struct{ before, want string }{
+		"none":             {"", "#!/bin/sh\n" + line},
+		"ends with exit":   {"#!/bin/sh -e\nif x; then\n  exit 1\nfi\necho hi\nexit 0\n", "#!/bin/sh -e\nif x; then\n  exit 1\nfi\necho hi\n" + line + "exit 0\n"},
+		"without exit":     {"#!/bin/sh\necho hi\n", "#!/bin/sh\necho hi\n" + line},
+		"without last end": {"#!/bin/sh\necho hi", "#!/bin/sh\necho hi\n" + line},
+	} {
+		t.Run(name, func(t *testing.T) {
+			etc := t.TempDir()
+			file := filepath.Join(etc, "rc.local")
+			if tc.before != "" {
+				if err := os.WriteFile(filepath.Join(etc, "real"), []byte(tc.before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink("real", file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			printed := bootstrapOnLinux(t, etc, "--rc-local", "--print")
+			if !strings.Contains(printed, line) || !strings.Contains(printed, "./swarming_bot start_slave") {
+				t.Errorf("--print shows\n%s", printed)
+			}
+			bootstrapOnLinux(t, etc, "--rc-local")
+			got, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, regexp.MustCompile(`sh /\S+/bot/start`).ReplaceAllString(string(got), "sh DIR/start")); diff != "" {
+				t.Error(diff)
+			}
+			if st, err := os.Stat(file); err != nil || st.Mode()&0o111 != 0o111 {
+				t.Errorf("%v %v", st.Mode(), err)
+			}
+		})
+	}
+}
+
+func TestBootstrapAtLogin(t *testing.T) {
+	printed := bootstrapOnLinux(t, t.TempDir(), "--at-login", "--print")
+	for _, want := range []string{"[Desktop Entry]\n", "Exec=sh DIR/start_bot.sh\n", "./swarming_bot start_slave"} {
+		if !strings.Contains(printed, want) {
+			t.Errorf("no %q in\n%s", want, printed)
 		}
 	}
 }

@@ -206,8 +206,8 @@ func (s *Server) handshake(w http.ResponseWriter, r *http.Request) error {
 	ru := s.rules()
 	b, st := s.describe(r, sp.id, &req.Attributes)
 	b.Dimensions = ru.force(sp.id, b.Dimensions)
-	if pool := ru.refusesForeign(b); pool != "" && st.Skep == nil {
-		return skep.Errorf(skep.Denied, "pool %s wants no bots but skep-bots (foreign_bots in pools.cfg or settings.cfg)", pool)
+	if who := ru.refusesForeign(b); who != "" && st.Skep == nil {
+		return skep.Errorf(skep.Denied, "%s wants no bots but skep-bots (foreign_bots in pools.cfg or settings.cfg)", who)
 	}
 	b.SessionID = req.SessionID
 	want, err := s.expected(r, b, &st, true)
@@ -265,7 +265,37 @@ func handshaking(state json.RawMessage, dims skep.Dimensions) json.RawMessage {
 	return out
 }
 
+// ask is a poll as the server understood it.
+type ask struct {
+	scheduler.Poll
+	ru      *Rules
+	sp      speaker
+	pools   []string
+	session string // as it was sent
+	streak  float64
+	ourBot  bool
+	ends    bool   // by itself, after this
+	update  string // the version that it is to become; "" = none
+	restart bool
+	tired   tiredness
+}
+
+// poll is where thousands of bots are at once, so understanding them and
+// answering them are calls that leave nothing on the stack meanwhile.
 func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
+	a, err := s.hear(w, r)
+	if a == nil || err != nil {
+		return err
+	}
+	cmd, err := s.sched.Poll(r.Context(), a.Poll)
+	if err != nil {
+		return err
+	}
+	return s.answer(w, r, a, &cmd)
+}
+
+// hear reads a poll. It returns nil after it has answered it.
+func (s *Server) hear(w http.ResponseWriter, r *http.Request) (*ask, error) {
 	var req botapi.PollRequest
 	var source scheduler.Source
 	ru, known := s.rules(), false
@@ -273,20 +303,20 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 		source, known, err = s.decodePoll(body, &req, ru)
 		return err
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case !isRequestUUID(req.RequestUUID):
-		return skep.Invalidf("request_uuid", "%.60q is not at most 50 letters, digits, -, _ or /", req.RequestUUID)
+		return nil, skep.Invalidf("request_uuid", "%.60q is not at most 50 letters, digits, -, _ or /", req.RequestUUID)
 	case req.Wait < 0 || math.IsNaN(req.Wait):
-		return skep.Invalidf("wait", "is %v, want 0 to %v seconds", req.Wait, scheduler.MaxWait.Seconds())
+		return nil, skep.Invalidf("wait", "is %v, want 0 to %v seconds", req.Wait, scheduler.MaxWait.Seconds())
 	}
 	sp, err := s.speaks(r, first(req.Dimensions["id"]), req.Session)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if sp.bound && s.sessions.expired(sp.session) {
-		return write(w, &botapi.PollResponse{Cmd: botapi.CmdBotRestart, Message: "The session has expired; shake hands anew."})
+		return nil, write(w, &botapi.PollResponse{Cmd: botapi.CmdBotRestart, Message: "The session has expired; shake hands anew."})
 	}
 	b, st := s.describeKnown(r, sp.id, &req.Attributes, known)
 	if !known {
@@ -300,59 +330,66 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 	if b.Quarantined != "" {
 		source = scheduler.Source{} // perhaps because of its dimensions
 	}
-	streak, ourBot := st.SleepStreak, len(st.Skep) > 0 // the rest is large, and thousands may wait
-	want := ""
-	if b.Maintenance == "" { // else it is about to end
-		if want, err = s.expected(r, b, &st, false); err != nil {
-			return err
+	a := &ask{ru: ru, pools: pools, session: req.Session, streak: st.SleepStreak, ourBot: len(st.Skep) > 0, ends: b.Maintenance != ""}
+	if !a.ends {
+		want, err := s.expected(r, b, &st, false)
+		if err != nil {
+			return nil, err
+		}
+		if want != b.Version {
+			a.update = want
 		}
 	}
-	update := want != "" && want != b.Version
-	restart := sp.bound && sp.session.shake != ru.shake(sp.id, pools)
-	ends := b.Maintenance != "" // by itself
+	a.restart = sp.bound && sp.session.shake != ru.shake(sp.id, pools)
 	if err := s.judge(r.Context(), ru, b, &st, pools, said); err != nil {
-		return err
+		return nil, err
 	}
 	scheduler.Obey(b, s.fleet.ordersOf(sp.id))
-	tired := s.tired(ru, b, &st, pools)
+	a.tired = s.tired(ru, b, &st, pools)
 	if !sp.bound {
 		sp.session.bot = sp.id
 	}
-	text := req.Session
-	ans := &botapi.PollResponse{Session: s.sessions.renew(sp.session, text, 0)}
-	wait := min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait)
-	cmd, err := s.sched.Poll(r.Context(), scheduler.Poll{Bot: b, Key: req.RequestUUID, Wait: wait, Source: source, NoWork: update || restart || tired.cmd != "" || ru.ForceSleep, End: !ends})
+	a.sp = sp
+	a.Poll = scheduler.Poll{
+		Bot: b, Key: req.RequestUUID, Wait: min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait), Source: source,
+		NoWork: a.update != "" || a.restart || a.tired.cmd != "" || ru.ForceSleep, End: !a.ends,
+	}
+	return a, nil
+}
+
+// answer tells a bot what to do.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, a *ask, cmd *scheduler.Command) error {
+	b := a.Bot
+	ans := &botapi.PollResponse{Session: s.sessions.renew(a.sp.session, a.session, 0)}
 	switch {
-	case err != nil:
-		return err
-	case cmd.Task == nil && update:
-		ans.Cmd, ans.Version = botapi.CmdUpdate, want
-	case cmd.Task == nil && restart:
+	case cmd.Task == nil && a.update != "":
+		ans.Cmd, ans.Version = botapi.CmdUpdate, a.update
+	case cmd.Task == nil && a.restart:
 		ans.Cmd, ans.Message = botapi.CmdBotRestart, "The configuration of this bot has changed; shake hands anew."
-	case cmd.Task == nil && tired.cmd != "":
-		s.fleet.asked(sp.id, tired)
-		ans.Cmd, ans.Message = tired.cmd, tired.why
-	case cmd.Task == nil && ru.ForceSleep:
-		return sleep(w, ans, ru.idleSleep(streak), true)
-	case cmd.Task == nil && b.Quarantined != "" && ourBot: // the version that mends it may come any moment
+	case cmd.Task == nil && a.tired.cmd != "":
+		s.fleet.asked(a.sp.id, a.tired)
+		ans.Cmd, ans.Message = a.tired.cmd, a.tired.why
+	case cmd.Task == nil && a.ru.ForceSleep:
+		return sleep(w, ans, a.ru.idleSleep(a.streak), true)
+	case cmd.Task == nil && b.Quarantined != "" && a.ourBot: // the version that mends it may come any moment
 		return sleep(w, ans, 10+rand.Float64()*10, true)
 	case cmd.Task == nil && b.Quarantined != "":
 		return sleep(w, ans, 60+rand.Float64()*180, true)
-	case cmd.Task == nil && b.Maintenance != "" && ourBot && !ends: // drained by an operator, who may change their mind
+	case cmd.Task == nil && b.Maintenance != "" && a.ourBot && !a.ends: // drained by an operator, who may change their mind
 		return sleep(w, ans, 2+rand.Float64()*3, false)
 	case cmd.Task == nil && b.Maintenance != "":
 		return sleep(w, ans, 10+rand.Float64()*50, false)
-	case cmd.Task == nil && wait > 0:
+	case cmd.Task == nil && a.Wait > 0:
 		return sleep(w, ans, 0, false)
 	case cmd.Task == nil:
-		return sleep(w, ans, ru.idleSleep(streak), false)
+		return sleep(w, ans, a.ru.idleSleep(a.streak), false)
 	case cmd.Request.IsTermination():
 		ans.Cmd, ans.TaskID = botapi.CmdTerminate, cmd.Task.ID.RunID()
 	default:
 		p := &cmd.Request.Slices[cmd.Task.Slice].Properties
 		ans.Cmd = botapi.CmdRun
-		ans.Session = s.sessions.renew(sp.session, text, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
-		o := api.ManifestOptions{CASInstance: s.o.CASInstance, CAS: s.o.CAS, Host: s.hostOf(r), Secret: cmd.Secret, Trusted: ru.trusts(pools)}
+		ans.Session = s.sessions.renew(a.sp.session, a.session, p.ExecutionTimeout+p.GracePeriod+300*time.Second)
+		o := api.ManifestOptions{CASInstance: s.o.CASInstance, CAS: s.o.CAS, Host: s.hostOf(r), Secret: cmd.Secret, Trusted: a.ru.trusts(a.pools), WarmPool: a.ru.warmPool(poolOf(p))}
 		if len(p.Caches) > 0 {
 			o.CacheSize = s.hinter(r.Context(), poolOf(p), b)
 		}

@@ -26,13 +26,18 @@ func (s *Server) botCode(w http.ResponseWriter, r *http.Request) error {
 	}
 	q := r.URL.Query()
 	p := rollout.Platform{OS: firstOf(q.Get("os"), runtime.GOOS), Arch: firstOf(q.Get("arch"), runtime.GOARCH)}
-	b, err := s.code(r, skep.BotID(firstOf(q.Get("bot_id"), r.Header.Get(botapi.HeaderBotID))), p)
+	b, err := s.code(r, botOf(r), p)
 	if err != nil {
 		return err
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, r, botapi.PathBotCode+b.Digest, http.StatusFound)
 	return nil
+}
+
+// botOf is the bot that code is asked for, "" when that is not said.
+func botOf(r *http.Request) skep.BotID {
+	return skep.BotID(firstOf(r.URL.Query().Get("bot_id"), r.Header.Get(botapi.HeaderBotID)))
 }
 
 func (s *Server) code(r *http.Request, bot skep.BotID, p rollout.Platform) (*rollout.Build, error) {
@@ -72,24 +77,54 @@ func (s *Server) botCodeVersion(w http.ResponseWriter, r *http.Request) error {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", name))
 	h.Set("Cache-Control", "public, max-age=31536000, immutable")
-	h.Set("ETag", `"`+b.Digest+`"`)
-	h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
 	h.Set("Vary", "Accept-Encoding")
 	defer sending(w, b.Size())()
 	// Ranges are of the plain bytes, so that a download goes on where it stopped.
+	// The two encodings are two representations: each has its own tag, or a cache
+	// would continue one with the other.
 	if r.Header.Get("Range") == "" && acceptsGzip(r) {
 		if z := b.Gzip(); z != nil {
-			h.Set("Content-Encoding", "gzip")
-			h.Set("Content-Length", fmt.Sprint(len(z)))
-			if r.Method == http.MethodHead {
-				return nil
-			}
-			_, err := w.Write(z)
-			return err
+			return sendGzip(w, r, z, `"`+b.Digest+`-gzip"`, `"`+b.Digest+`"`)
 		}
 	}
+	h.Set("ETag", `"`+b.Digest+`"`)
+	// The digest is of what is sent, with its coding: RFC 9530, section 3.
+	h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
 	http.ServeContent(w, r, "", time.Time{}, b.Reader())
 	return nil
+}
+
+// sendGzip sends packed bytes with a tag, or only says which the caller has
+// already: these, or the plain ones.
+func sendGzip(w http.ResponseWriter, r *http.Request, z []byte, tag, plain string) error {
+	h := w.Header()
+	for _, has := range []string{tag, plain} {
+		if hasTag(r.Header.Values("If-None-Match"), has) {
+			h.Set("ETag", has)
+			h.Del("Content-Type")
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+	}
+	h.Set("ETag", tag)
+	h.Set("Content-Encoding", "gzip")
+	h.Set("Content-Length", fmt.Sprint(len(z)))
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	_, err := w.Write(z)
+	return err
+}
+
+// hasTag reports whether an If-None-Match names tag; weak tags count as strong
+// ones there.
+func hasTag(list []string, tag string) bool {
+	for part := range strings.SplitSeq(strings.Join(list, ","), ",") {
+		if part = strings.TrimSpace(part); part == "*" || strings.TrimPrefix(part, "W/") == tag {
+			return true
+		}
+	}
+	return false
 }
 
 func acceptsGzip(r *http.Request) bool {
@@ -103,7 +138,8 @@ func acceptsGzip(r *http.Request) bool {
 }
 
 // mayHaveCode lets in, by the first that fits, who has a bootstrap token in
-// the query, who may make bots, and a bot with its own credential. spec bot.md
+// the query, who may make bots, a bot with its own credential, and a machine
+// that brings what bots.cfg wants of its bot. spec bot.md
 // §2.13.
 func (s *Server) mayHaveCode(r *http.Request) (*http.Request, error) {
 	if tok := r.URL.Query().Get("tok"); tok != "" {
@@ -119,8 +155,11 @@ func (s *Server) mayHaveCode(r *http.Request) (*http.Request, error) {
 	if err != nil {
 		return r, err
 	}
-	switch c := callerOf(r.Context()); {
+	c, ru, id := callerOf(r.Context()), s.rules(), botOf(r)
+	switch {
 	case c.can(permCreateBot), c.scope == ScopeBot, c.scope == ScopeBootstrap, c.scope == ScopeDrone:
+		return r, nil
+	case ru.Group != nil && id != "" && s.admitByGroup(r, ru, c, id) == nil: // a machine with what bots.cfg wants of its bot
 		return r, nil
 	default:
 		return r, skep.Errorf(skep.Denied, "bot code is for bots and who makes them: bring a bootstrap token as tok= (skep token create --bootstrap)")

@@ -25,6 +25,7 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/botapi"
 	skepbot "github.com/skepdev/skep/bot"
+	"github.com/skepdev/skep/client"
 )
 
 // certificate makes one for name, signed by the CA that is returned.
@@ -76,12 +77,12 @@ func TestEachCredentialThatABotPresents(t *testing.T) {
 		fmt.Fprintf(w, "h.%s.s", base64.RawURLEncoding.EncodeToString([]byte(payload)))
 	}))
 	defer vm.Close()
-	verify := func(_ context.Context, token string) (string, string, error) {
+	verify := func(_ context.Context, token string) (CloudVM, error) {
 		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 		if err != nil || !strings.Contains(string(payload), `"aud":"https://127.0.0.1:`) {
-			return "", "", errors.New("bad token")
+			return CloudVM{}, errors.New("bad token")
 		}
-		return "lab", "b1", nil
+		return CloudVM{Project: "lab", Zone: "us-central1-a", Name: "b1"}, nil
 	}
 	kinds := map[string]Credential{
 		"token":       {Name: "require_token", Token: &Names{}},
@@ -142,6 +143,82 @@ func TestEachCredentialThatABotPresents(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The storage takes the session of a bot that needs no token while it has a
+// task in hand; the session of one that needs a token is not enough, but for the
+// end of a task that began under other rules.
+func TestSessionForTheStorage(t *testing.T) {
+	network := Credential{Name: "ip_network", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+	token := Credential{Name: "require_token", Token: &Names{}}
+	group := &GroupRules{
+		Credentials: []Credential{network}, Auth: [8]byte{1}, Pools: []string{"default"},
+		Dimensions: map[string][]string{"pool": {"default"}}, Script: func(bool) Script { return Script{} },
+	}
+	rules := &Rules{Group: func(skep.BotID) *GroupRules { return group }}
+	f := serve(t, func(o *Options) { o.Open, o.Rules = false, func() *Rules { return rules } })
+	srv := f.server
+	admits := func(text string) bool {
+		t.Helper()
+		if err := srv.AdmitCAS(t.Context(), "127.0.0.1", "Bearer "+text); err == nil {
+			t.Error("a session passes for a token")
+		}
+		return srv.AdmitCAS(t.Context(), "127.0.0.1", botapi.SessionScheme+text) == nil
+	}
+	c, err := botapi.NewClient(botapi.Options{Server: f.url, BotID: "b1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := botapi.Attributes{Dimensions: map[string][]string{"id": {"b1"}, "os": {"Linux"}}, State: []byte(`{}`), Version: "v"}
+	if _, err := c.Handshake(t.Context(), &botapi.HandshakeRequest{Attributes: me, SessionID: "s1"}); err != nil {
+		t.Fatal(err)
+	}
+	if admits(c.Session()) {
+		t.Error("an idle bot's session is admitted")
+	}
+	if f.client, err = client.New(client.Options{Server: f.url, Token: f.token(NewToken{Name: "a", Scope: ScopeAdmin})}); err != nil {
+		t.Fatal(err)
+	}
+	f.newTask(task("t"))
+	ans, _, err := c.Poll(t.Context(), &botapi.PollRequest{Attributes: me, RequestUUID: "k"})
+	if err != nil || ans.Manifest == nil {
+		t.Fatalf("%+v, %v", ans, err)
+	}
+	sess, ok := srv.sessions.open(c.Session())
+	if !ok {
+		t.Fatal("no session")
+	}
+	other := &sessions{key: []byte("another fleet's"), now: time.Now}
+	late := &sessions{key: srv.sessions.key, now: func() time.Time { return time.Now().Add(-2 * sessionLife) }}
+	for _, tt := range []struct {
+		name        string
+		credentials []Credential
+		auth        byte
+		text        string
+		may         bool
+	}{
+		{"by its address", []Credential{network}, 1, c.Session(), true},
+		{"by a token or its address", []Credential{token, network}, 1, c.Session(), true},
+		{"by a token", []Credential{token}, 1, c.Session(), false},
+		{"by a token since its task began", []Credential{token}, 2, c.Session(), true},
+		{"of another fleet", []Credential{network}, 1, other.seal(sess, 0), false},
+		{"expired", []Credential{network}, 1, late.seal(sess, 0), false},
+		{"of another process", []Credential{network}, 1, srv.sessions.seal(session{bot: "b1", process: "s0", auth: [8]byte{1}}, 0), false},
+		{"of another bot", []Credential{network}, 1, srv.sessions.seal(session{bot: "b2", process: "s1", auth: [8]byte{1}}, 0), false},
+	} {
+		group.Credentials, group.Auth = tt.credentials, [8]byte{tt.auth}
+		if got := admits(tt.text); got != tt.may {
+			t.Errorf("%s: admitted %v, want %v", tt.name, got, tt.may)
+		}
+	}
+	group.Credentials, group.Auth = []Credential{network}, [8]byte{1}
+	code, secs := int64(0), 1.0
+	if _, err := c.TaskUpdate(t.Context(), &botapi.TaskUpdate{TaskID: ans.Manifest.TaskID, ExitCode: &code, Duration: &secs}); err != nil {
+		t.Fatal(err)
+	}
+	if admits(c.Session()) {
+		t.Error("a session is admitted after its task")
 	}
 }
 

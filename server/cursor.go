@@ -18,6 +18,9 @@ const (
 	cursorTasks        = 4
 	cursorTaskRequests = 5
 	cursorCancelTasks  = 6
+	cursorMachinePools = 7
+	cursorMachines     = 8
+	cursorProjects     = 9
 )
 
 // cursor says where the next page begins. It carries no filters.
@@ -26,6 +29,7 @@ type cursor struct {
 	Task skep.TaskID `json:"t,omitempty"` // last task seen
 	Key  int64       `json:"s,omitempty"` // its sort value, or the last event
 	Bot  skep.BotID  `json:"b,omitempty"` // last bot seen
+	Name string      `json:"n,omitempty"` // last machine, or pool of machines, or project
 }
 
 // cursors makes cursors opaque: clients cannot build on what is inside.

@@ -49,8 +49,9 @@ func (s *Server) reportDrone(ctx context.Context, req *dronepb.ReportDroneReques
 	if err != nil {
 		return nil, err
 	}
+	s.metrics.reports[r.Status].Add(1)
 	out := &dronepb.ReportDroneResponse{Status: droneStatus[r.Status], DroneUuid: r.UUID, Message: r.Message}
-	if r.Status != queen.OK {
+	if r.Lease == 0 {
 		return out, nil
 	}
 	out.ExpirationTime, out.Lease = timestamppb.New(r.Expires), durationpb.New(r.Lease)

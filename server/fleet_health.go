@@ -35,7 +35,7 @@ type fleetHealth struct {
 
 	mu     sync.Mutex
 	wanted map[skep.BotID]time.Time // since when a bot is expected
-	pools  map[int64][]string       // by key of dimensions
+	pools  map[int64][]string       // by key of dimensions, of bots that this process never heard
 	told   map[skep.BotID]time.Time // when a bot was last told to begin anew because of its age
 }
 
@@ -135,7 +135,8 @@ func (f *fleetHealth) enforce(ctx context.Context) error {
 
 // look reads how all bots are.
 func (f *fleetHealth) look(ctx context.Context) error {
-	briefs, err := f.s.store.BotBriefs(ctx)
+	old := f.view.Load()
+	briefs, err := f.s.store.BotBriefs(ctx, len(old.bots)+len(old.bots)/8)
 	if err != nil {
 		return err
 	}
@@ -156,17 +157,13 @@ func (f *fleetHealth) look(ctx context.Context) error {
 			}
 		}
 	}
-	known := make(map[skep.BotID]bool, len(briefs))
-	for i := range briefs {
-		known[briefs[i].ID] = true
-	}
-	if err := f.ill.prune(ctx, known); err != nil {
+	if err := f.ill.prune(ctx, briefs); err != nil {
 		return err
 	}
 	if v.alarms, err = f.alarms(ctx, ru, v); err != nil {
 		return err
 	}
-	if old := f.view.Load(); !sameAlarms(old.alarms, v.alarms) {
+	if !sameAlarms(old.alarms, v.alarms) {
 		for _, a := range v.alarms {
 			if !slices.ContainsFunc(old.alarms, func(o health.Alarm) bool { return o.Kind == a.Kind && o.Pool == a.Pool && o.Bot == a.Bot }) {
 				f.s.log.ErrorContext(ctx, "alarm", "kind", a.Kind, "pool", a.Pool, "bot", string(a.Bot), "text", a.Text)
@@ -186,6 +183,9 @@ func sameAlarms(a, b []health.Alarm) bool { return slices.Equal(a, b) }
 func (f *fleetHealth) poolsOf(ctx context.Context, ru *Rules, b *store.BotBrief) ([]string, error) {
 	if ru.Group != nil {
 		return ru.poolsOf(b.ID, nil), nil
+	}
+	if d, ok := f.s.sched.DimensionsOf(b.ID, b.DimensionsKey); ok {
+		return d["pool"], nil
 	}
 	f.mu.Lock()
 	pools, ok := f.pools[b.DimensionsKey]

@@ -59,6 +59,7 @@ func FuzzSession(f *testing.F) {
 	f.Add(good, "b1", "p/1")
 	f.Add(good[:len(good)-4], "b", "")
 	f.Add("AQ==", "", "\x00")
+	f.Add(good[:9]+"\r\n"+good[9:], "", "")
 	f.Add(other.seal(session{bot: "b1"}, 0), strings.Repeat("b", 300), "ä")
 	f.Fuzz(func(t *testing.T, text, bot, process string) {
 		if s, ok := ss.open(text); ok && text != good {

@@ -144,10 +144,17 @@ func (is *illnesses) judge(ctx context.Context, bot skep.BotID, pool string, rul
 }
 
 // prune forgets bots that are no more.
-func (is *illnesses) prune(ctx context.Context, known map[skep.BotID]bool) error {
+func (is *illnesses) prune(ctx context.Context, bots []store.BotBrief) error {
 	is.mu.Lock()
 	all := slices.Collect(maps.Keys(is.now))
 	is.mu.Unlock()
+	if len(all) == 0 {
+		return nil
+	}
+	known := make(map[skep.BotID]bool, len(bots))
+	for i := range bots {
+		known[bots[i].ID] = true
+	}
 	for _, bot := range all {
 		if !known[bot] {
 			if err := is.well(ctx, bot); err != nil {

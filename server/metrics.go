@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"crypto/subtle"
+	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/health"
+	"github.com/skepdev/skep/queen"
 	"github.com/skepdev/skep/store"
 )
 
@@ -35,10 +38,19 @@ type metrics struct {
 	events     map[string]*atomic.Uint64
 	mismatches atomic.Uint64 // bot code that was not what its digest says
 
+	reports map[queen.Status]*atomic.Uint64 // of drones
+
 	mu      sync.Mutex
 	counted time.Time
 	waiting map[string]poolQueue // by pool
+	looked  time.Time            // at drones and devices
+	hives   map[string]*hive
+
+	untracked atomic.Uint64 // virtual machines that asked for themselves and have no record
 }
+
+// hive is what drones and devices of one there are.
+type hive struct{ drones, used, free, unassigned, assigned, draining int }
 
 type poolQueue struct {
 	tasks  int
@@ -63,6 +75,10 @@ func newMetrics(s *Server) *metrics {
 	}
 	for _, e := range botEvents {
 		m.events[e] = &atomic.Uint64{}
+	}
+	m.reports = map[queen.Status]*atomic.Uint64{}
+	for st := range droneStatus {
+		m.reports[st] = &atomic.Uint64{}
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m)
@@ -101,10 +117,11 @@ func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) isScraper(r *http.Request) bool {
-	if s.o.MetricsToken == nil {
-		return false
-	}
-	want := s.o.MetricsToken()
+	return s.o.MetricsToken != nil && brings(r, s.o.MetricsToken())
+}
+
+// brings reports whether a request has this token, which is not empty.
+func brings(r *http.Request, want string) bool {
 	got, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	return want != "" && subtle.ConstantTimeCompare([]byte(want), []byte(strings.TrimSpace(got))) == 1
 }
@@ -127,6 +144,17 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 		w.status = http.StatusOK
 	}
 	return w.ResponseWriter.Write(p)
+}
+
+// pieces are what large answers are sent in.
+var pieces = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// ReadFrom sends what r has, in pieces larger than those of package io. They may
+// be used again after it, as nothing here speaks HTTP/2.
+func (w *countedWriter) ReadFrom(r io.Reader) (int64, error) {
+	p := pieces.Get().(*[256 << 10]byte)
+	defer pieces.Put(p)
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, p[:])
 }
 
 // Unwrap lets http.ResponseController reach what is below.
@@ -159,17 +187,31 @@ var (
 	mBlobs        = desc("cas_blobs", "Blobs in this server's storage.")
 	mBlobBytes    = desc("cas_bytes", "Bytes of this server's storage, by what they are.", "kind")
 	mEvicted      = desc("cas_evicted_bytes_total", "Bytes that were evicted from it.")
+	mDrones       = desc("drones", "Drones that have a lease.", "hive")
+	mPlaces       = desc("drone_places", "Devices that those drones can have, by whether they have them.", "hive", "kind")
+	mDuts         = desc("duts", "Devices: free, assigned, or draining (assigned, and on their way out).", "hive", "state")
+	mReports      = desc("drone_reports_total", "Reports of drones that this server answered.", "status")
+	mLeases       = desc("drone_leases_ended_total", "Leases that this server ended because their drone did not report.")
 	mCorrupt      = desc("cas_corrupt_blobs_total", "Blobs in it that were found corrupt.")
 )
 
 var allMetrics = []*prometheus.Desc{
 	mRequests, mTasks, mPending, mPendingAge, mBots, mPolls, mEvents, mMismatches, mCommits, mChanges, mFailed, mCommitTime,
 	mAlarms, mHeld, mRollout, mRolloutStage, mConfig, mFleetAge, mBlobs, mBlobBytes, mEvicted, mCorrupt,
+	mDrones, mPlaces, mDuts, mReports, mLeases,
+	mUntracked,
+}
+
+// machineMetrics are those of machines: a server has them, and a provider that
+// is a process of its own.
+var machineMetrics = []*prometheus.Desc{
+	mConfigured, mCreated, mConnected, mMachinesIn, mCreates, mDestroys, mCreation, mConnection, mReady, mCreateFails, mPoolFailure, mLeaks, mAnswers,
+	mScan, mQuotaLimit, mQuotaUsage, mQuotaLeft,
 }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range allMetrics {
+	for _, d := range slices.Concat(allMetrics, machineMetrics) {
 		out <- d
 	}
 }
@@ -200,10 +242,19 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	count(mMismatches, float64(m.mismatches.Load()))
 	gauge(mPolls, float64(m.s.sched.Waiting()))
-	m.collectStore(out, count)
+	collectStore(m.s.store, out)
 	m.collectFleet(gauge)
 	m.collectWaiting(ctx, gauge)
 	m.collectRollout(ctx, gauge)
+	for st, n := range m.reports {
+		count(mReports, float64(n.Load()), strings.ToLower(droneStatus[st].String()))
+	}
+	count(mLeases, float64(m.s.queen.LeasesEnded()))
+	m.collectHives(ctx, gauge)
+	count(mUntracked, float64(m.untracked.Load()))
+	if m.s.o.Machines != nil {
+		collectMachines(ctx, m.s.o.Machines, m.s.log, out)
+	}
 	if st := m.s.rules().State; st != nil {
 		for _, f := range st.Files {
 			if f.RefusedSince != nil {
@@ -226,11 +277,11 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-func (m *metrics) collectStore(out chan<- prometheus.Metric, count func(*prometheus.Desc, float64, ...string)) {
-	st := m.s.store.Stats()
-	count(mCommits, float64(st.Commits))
-	count(mChanges, float64(st.Changes))
-	count(mFailed, float64(st.Failed))
+func collectStore(s *store.Store, out chan<- prometheus.Metric) {
+	st := s.Stats()
+	for d, n := range map[*prometheus.Desc]uint64{mCommits: st.Commits, mChanges: st.Changes, mFailed: st.Failed} {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
+	}
 	buckets, sum := map[float64]uint64{}, uint64(0)
 	for i, bound := range store.CommitBounds {
 		sum += st.Took[i]
@@ -324,6 +375,70 @@ func (m *metrics) collectWaiting(ctx context.Context, gauge func(*prometheus.Des
 		gauge(mPending, float64(p.tasks), name)
 		gauge(mPendingAge, max(0, now.Sub(p.oldest.Created()).Seconds()), name)
 	}
+}
+
+func (m *metrics) collectHives(ctx context.Context, gauge func(*prometheus.Desc, float64, ...string)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now := m.s.o.Now(); now.Sub(m.looked) >= countEvery {
+		hives, err := m.readHives(ctx, now)
+		if err != nil {
+			m.s.log.WarnContext(ctx, "count drones and devices", "err", err)
+			return
+		}
+		m.looked, m.hives = now, hives
+	}
+	for name, h := range m.hives {
+		gauge(mDrones, float64(h.drones), name)
+		gauge(mPlaces, float64(h.used), name, "used")
+		gauge(mPlaces, float64(h.free), name, "free")
+		gauge(mDuts, float64(h.unassigned), name, "free")
+		gauge(mDuts, float64(h.assigned), name, "assigned")
+		gauge(mDuts, float64(h.draining), name, "draining")
+	}
+}
+
+// readHives counts what the store has at one moment.
+func (m *metrics) readHives(ctx context.Context, now time.Time) (map[string]*hive, error) {
+	drones, err := m.s.store.Drones(ctx)
+	if err != nil {
+		return nil, err
+	}
+	duts, err := m.s.store.Duts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	hives, names, has := map[string]*hive{}, labels{}, map[string]int{}
+	of := func(name string) *hive {
+		name = names.of(name)
+		if hives[name] == nil {
+			hives[name] = &hive{}
+		}
+		return hives[name]
+	}
+	for _, d := range duts {
+		h := of(d.Hive)
+		switch {
+		case d.Drone == "" && !d.Gone:
+			h.unassigned++
+		case d.Drone == "": // the next look forgets it
+		case d.Gone || d.Leaving:
+			h.draining++
+		default:
+			h.assigned++
+		}
+		has[d.Drone]++
+	}
+	for _, d := range drones {
+		if !d.Expires.After(now) {
+			continue
+		}
+		h := of(d.Hive)
+		h.drones++
+		h.used += has[d.UUID]
+		h.free += max(0, d.Capacity-has[d.UUID])
+	}
+	return hives, nil
 }
 
 func (m *metrics) collectRollout(ctx context.Context, gauge func(*prometheus.Desc, float64, ...string)) {

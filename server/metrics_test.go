@@ -133,7 +133,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?m)^\\| `(skep_[a-z_]+)`").FindAllStringSubmatch(string(page), -1) {
 		documented = append(documented, m[1])
 	}
-	for _, d := range allMetrics {
+	for _, d := range slices.Concat(allMetrics, machineMetrics) {
 		have = append(have, regexp.MustCompile(`fqName: "([^"]+)"`).FindStringSubmatch(d.String())[1])
 	}
 	slices.Sort(documented)

@@ -16,6 +16,8 @@ import (
 	"github.com/skepdev/skep/api/botapi"
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/cas/disk"
+	"github.com/skepdev/skep/cas/plain"
+	"github.com/skepdev/skep/provider/machine"
 	"github.com/skepdev/skep/queen"
 	"github.com/skepdev/skep/rollout"
 	"github.com/skepdev/skep/scheduler"
@@ -33,6 +35,8 @@ type Options struct {
 	URLs    []string // public addresses, scheme and host; the first is what tasks are told
 	Open    bool     // loopback: without tokens in the store everybody may do everything
 
+	Machines *machine.Reconciler // pools of machines; nil = this server looks after none
+
 	Code   *rollout.Keeper          // bot code; nil = none is handed out
 	Script func(name string) string // scripts/NAME of the configuration, "" = there is none; nil = no configuration
 
@@ -45,6 +49,10 @@ type Options struct {
 	// scope admin; nil or "" = nothing.
 	MetricsToken func() string
 	Usage        func() disk.Usage // of this server's own storage; nil = it has none
+
+	// Pin keeps the inputs of a task while it is being accepted, until done is
+	// called; nil = they are kept elsewhere.
+	Pin func(inputs []skep.CASReference) (done func())
 
 	LookEvery   time.Duration // how often the fleet is looked at; default 10 s
 	BehindProxy bool          // callers' addresses and certificates are the proxy's
@@ -66,6 +74,7 @@ type Server struct {
 	mux      *http.ServeMux
 	fleet    *fleetHealth
 	metrics  *metrics
+	plain    *plain.Transfers
 	lastAway atomic.Int64 // Unix second of the last log line about an outage
 }
 
@@ -80,7 +89,8 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if o.LookEvery == 0 {
 		o.LookEvery = lookEvery
 	}
-	s := &Server{o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now), queen: queen.New(o.Store, o.Log)}
+	s := &Server{plain: plain.New(o.Blobs), o: o, store: o.Store, sched: o.Scheduler, log: o.Log, tokens: newTokens(o.Store, o.Now), queen: queen.New(o.Store, o.Log)}
+	s.queen.Policy = func() queen.Policy { return s.rules().Queen }
 	if err := s.tokens.load(ctx); err != nil {
 		return nil, err
 	}
@@ -147,6 +157,7 @@ var table = []route{
 	{"GET " + botapi.PathBotCode + "{digest}", accessAll, (*Server).botCodeVersion},
 	{"GET /bootstrap", accessAll, (*Server).bootstrap},
 	{"GET /cas/{rest...}", accessCAS, (*Server).casTree},
+	{"POST /cas/{rest...}", accessCAS, (*Server).casPost},
 	{"/swarming/api/", accessAll, (*Server).notFound},
 }
 

@@ -99,7 +99,7 @@ func TestCircuitBreakerCountsOverServers(t *testing.T) {
 	rules := &Rules{
 		Pools: func() []string { return []string{"default"} },
 		Pool: func(string) *PoolRules {
-			return &PoolRules{AdmitsForeign: func(string) bool { return true }, Breaker: &health.Rule{Percent: 20, Window: 10 * time.Minute, MinBots: 5}}
+			return &PoolRules{Breaker: &health.Rule{Percent: 20, Window: 10 * time.Minute, MinBots: 5}}
 		},
 	}
 	dsn, ruled := pgtest.DSN(t), func(o *Options) { o.Rules = func() *Rules { return rules } }
@@ -138,7 +138,7 @@ func TestCircuitBreakerCountsOverServers(t *testing.T) {
 	}
 	quarantined := func() (n int) {
 		t.Helper()
-		briefs, err := a.store.BotBriefs(t.Context())
+		briefs, err := a.store.BotBriefs(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

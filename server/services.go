@@ -8,6 +8,9 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/dronepb"
+	"github.com/skepdev/skep/api/providerpb"
+	"github.com/skepdev/skep/api/providerpb/instancespb"
+	"github.com/skepdev/skep/api/providerpb/projectspb"
 	"github.com/skepdev/skep/api/prpc"
 	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
@@ -16,7 +19,7 @@ import (
 // before refuses callers who may do nothing before their body is read; for the
 // others each method decides.
 func (s *Server) before(ctx context.Context) (context.Context, error) {
-	if c := callerOf(ctx); c.scope == "" {
+	if c := callerOf(ctx); c.scope == "" && !isVMCall(ctx) {
 		return ctx, skep.Errorf(skep.Unauthenticated, "this server wants a token (SKEP_TOKEN)")
 	}
 	return ctx, nil
@@ -83,6 +86,32 @@ func (s *Server) register() error {
 		s.rpc.Register(drones.ByName("Inspect"), prpc.Methods{
 			"ListDrones": prpc.Unary(s.listDrones),
 			"ListDuts":   prpc.Unary(s.listDuts),
+		}),
+		s.rpc.Register(providerpb.File_providerpb_config_proto.Services().ByName("Configuration"), prpc.Methods{
+			"Get":    prpc.Unary(s.getMachinePool),
+			"List":   prpc.Unary(s.listMachinePools),
+			"Update": prpc.Unary(s.updateMachinePool),
+			"Ensure": prpc.Unary(s.ensureMachinePool),
+			"Delete": prpc.Unary(s.deleteMachinePool),
+		}),
+		s.rpc.Register(instancespb.File_providerpb_instancespb_instances_proto.Services().ByName("Instances"), prpc.Methods{
+			"Get":    prpc.Unary(s.getMachine),
+			"List":   prpc.Unary(s.listMachines),
+			"Delete": prpc.Unary(s.deleteMachine),
+		}),
+		s.rpc.Register(projectspb.File_providerpb_projectspb_projects_proto.Services().ByName("Projects"), prpc.Methods{
+			"Get":    prpc.Unary(s.getProject),
+			"List":   prpc.Unary(s.listProjects),
+			"Ensure": prpc.Unary(s.ensureProject),
+			"Delete": prpc.Unary(s.deleteProject),
+		}),
+		s.rpc.Register(skeppb.File_skeppb_machines_proto.Services().ByName("Machines"), prpc.Methods{
+			"Status":  prpc.Unary(s.machineStatus),
+			"Drain":   prpc.Unary(s.drainMachine),
+			"Undrain": prpc.Unary(s.undrainMachine),
+			"Replace": prpc.Unary(s.replaceMachine),
+			"Release": prpc.Unary(s.releaseMachines),
+			"Step":    prpc.Unary(s.stepMachine),
 		}),
 		s.rpc.Register(skepTasks, prpc.Methods{
 			"Watch": prpc.Unary(s.watch),

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"hash"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,7 +70,10 @@ func (ss *sessions) renew(s session, text string, life time.Duration) string {
 // open reads a session that one of this fleet's servers sealed, expired or
 // not. ok is false for any other text.
 func (ss *sessions) open(text string) (s session, ok bool) {
-	b, err := base64.StdEncoding.DecodeString(text)
+	if strings.ContainsAny(text, "\r\n") { // which the decoder skips: one session, one text
+		return s, false
+	}
+	b, err := base64.StdEncoding.Strict().DecodeString(text)
 	if err != nil || len(b) < 1+sha256.Size || b[0] != 1 && b[0] != 2 {
 		return s, false
 	}

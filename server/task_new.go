@@ -49,11 +49,24 @@ func (s *Server) newTask(ctx context.Context, req *pb.NewTaskRequest) (*pb.TaskR
 		r.CreatedAt = s.o.Now()
 		return &pb.TaskRequestMetadataResponse{Request: api.Request(r)}, nil
 	}
+	if s.o.Pin != nil {
+		defer s.o.Pin(inputsOf(r))()
+	}
 	stored, task, err := s.sched.Submit(ctx, r, sub.Secret)
 	if err != nil {
 		return nil, err
 	}
 	return &pb.TaskRequestMetadataResponse{TaskId: task.ID.String(), Request: api.Request(stored), TaskResult: api.Result(stored, task, false)}, nil
+}
+
+// inputsOf are the input trees of a request.
+func inputsOf(r *skep.TaskRequest) (refs []skep.CASReference) {
+	for _, sl := range r.Slices {
+		if in := sl.Properties.CASInput; in != nil {
+			refs = append(refs, *in)
+		}
+	}
+	return refs
 }
 
 // adopt checks the parent of a new task and takes over its user.

@@ -11,10 +11,22 @@ import (
 )
 
 // Key names a row that a change is going to ask for.
-type Key struct{ task skep.TaskID }
+type Key struct {
+	task          skep.TaskID
+	pool, machine string
+}
 
 // KeyTask is a task that the change will lock.
 func KeyTask(id skep.TaskID) Key { return Key{task: id} }
+
+// KeyMachinePool is a pool of machines that the change will lock, or of which
+// it will lock machines.
+func KeyMachinePool(prefix string) Key { return Key{pool: prefix} }
+
+// KeyMachine is a machine that the change will lock. The batch locks its pool,
+// before anything of its changes: so no two batches wait for each other,
+// whichever machines of a pool they change, and in which order.
+func KeyMachine(id string) Key { return Key{machine: id} }
 
 // batch is what the changes of one transaction share: the rows that they
 // asked for, read at once and locked in the order of their keys. Without
@@ -52,13 +64,48 @@ func soleBatch(kept map[skep.TaskID]*skep.Task) *batch {
 // read fetches the rows that changes name.
 func (b *batch) read(ctx context.Context, w *writer, changes []*change) error {
 	var ids []any
+	var pools, machines []any
 	for _, c := range changes {
 		for _, k := range c.keys {
-			if b.tasks[k.task] == nil {
+			switch {
+			case k.pool != "":
+				pools = append(pools, k.pool)
+			case k.machine != "":
+				machines = append(machines, k.machine)
+			case b.tasks[k.task] == nil:
 				ids = append(ids, int64(k.task))
 			}
 		}
 	}
+	if err := b.readTasks(ctx, w, ids); err != nil || w.d != postgres { // elsewhere is one writer
+		return err
+	}
+	return lockPools(ctx, w, pools, machines)
+}
+
+// lockPools locks pools of machines, and those of machines, in one order.
+func lockPools(ctx context.Context, w *writer, pools, machines []any) error {
+	if len(pools)+len(machines) == 0 {
+		return nil
+	}
+	pools, machines = padded(append(pools, "")), padded(append(machines, ""))
+	of := make([]string, len(machines))
+	for i := range of {
+		of[i] = fmt.Sprintf("$%d", len(pools)+i+1)
+	}
+	rows, err := w.s.query(ctx, `SELECT prefix FROM machine_pools WHERE prefix IN (`+marks(len(pools))+`)
+		OR prefix IN (SELECT prefix FROM vms WHERE id IN (`+strings.Join(of, ",")+`)) ORDER BY prefix FOR UPDATE`, append(pools, machines...)...)
+	if err != nil {
+		return fmt.Errorf("lock the pools of a batch: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() { //nolint:revive // until all are locked
+	}
+	return rows.Err()
+}
+
+// readTasks is read, of tasks.
+func (b *batch) readTasks(ctx context.Context, w *writer, ids []any) error {
 	if len(ids) < 2 { // then there is nothing to save
 		return nil
 	}

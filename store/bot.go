@@ -278,5 +278,5 @@ func (tx *Tx) DeleteBot(id skep.BotID) error {
 	if err := tx.write(`DELETE FROM bots WHERE id = $1`, id); err != nil {
 		return fmt.Errorf("delete bot %s: %w", id, err)
 	}
-	return nil
+	return tx.ForgetMismatch(id)
 }

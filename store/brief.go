@@ -21,14 +21,15 @@ type BotBrief struct {
 }
 
 // BotBriefs returns all bots in short, in no order. Their dimensions, which are
-// most of what is stored of them, stay where they are.
-func (r reads) BotBriefs(ctx context.Context) ([]BotBrief, error) {
+// most of what is stored of them, stay where they are. There is room for about
+// that many in the answer from the start.
+func (r reads) BotBriefs(ctx context.Context, room int) ([]BotBrief, error) {
 	rows, err := r.q.query(ctx, `SELECT id, dims, last_seen_us, task <> 0, quarantined <> '', maintenance <> '', dead <> 0 FROM bots`)
 	if err != nil {
 		return nil, fmt.Errorf("count bots: %w", err)
 	}
 	defer rows.Close()
-	var out []BotBrief
+	out := make([]BotBrief, 0, room)
 	for rows.Next() {
 		var b BotBrief
 		var seen int64

@@ -25,7 +25,7 @@ type Dut struct {
 	Gone    bool   // no inventory names it
 	Leaving bool   // to be drained by its drone and given to another
 
-	Generation int64 // of its assignment; grows with each
+	Generation int64 // of its assignment; grows with each, and begins beyond all that a deleted device of the name had
 }
 
 // AddDrone stores a new drone.
@@ -115,6 +115,15 @@ func (tx *Tx) TakeDut(name, hive, drone string) (ok bool, err error) {
 	return n > 0, nil
 }
 
+// RenewDuts makes all assignments of a drone new ones: no release that names
+// an old one fits any more.
+func (tx *Tx) RenewDuts(drone string) error {
+	if err := tx.write(`UPDATE duts SET generation = generation + 1 WHERE drone = $1`, drone); err != nil {
+		return fmt.Errorf("renew the devices of drone %s: %w", drone, err)
+	}
+	return nil
+}
+
 // ReleaseDut takes a device from a drone, if it has it by the assignment with
 // this generation; 0 = by any.
 func (tx *Tx) ReleaseDut(name, drone string, generation int64) error {
@@ -139,8 +148,9 @@ func (tx *Tx) LeaveDut(name, drone string) error {
 // PutDut adds a device, or says where a known one is now; one that was gone is
 // back.
 func (tx *Tx) PutDut(name, hive string) error {
-	err := tx.write(`INSERT INTO duts (name, hive, drone, gone, leaving, generation) VALUES ($1,$2,'',0,0,0)
-		ON CONFLICT (name) DO UPDATE SET hive = excluded.hive, gone = 0`, name, hive)
+	// From 0 again, a release that was long under way would fit a new assignment.
+	err := tx.write(`INSERT INTO duts (name, hive, drone, gone, leaving, generation) VALUES ($1,$2,'',0,0,$3)
+		ON CONFLICT (name) DO UPDATE SET hive = excluded.hive, gone = 0`, name, hive, micros(tx.Now))
 	if err != nil {
 		return fmt.Errorf("store device %s: %w", name, err)
 	}

@@ -46,8 +46,9 @@ func TestDrones(t *testing.T) {
 			d.UUID, d.Key, d.Expires = "old", "", tx.Now
 			return tx.AddDrone(d)
 		})
-		update(func(tx *Tx) error { return tx.PutDut("a", "x") })
-		update(func(tx *Tx) error { return tx.PutDut("b", "y") })
+		var first, b int64 // generations before the first assignment
+		update(func(tx *Tx) error { first = micros(tx.Now); return tx.PutDut("a", "x") })
+		update(func(tx *Tx) error { b = micros(tx.Now); return tx.PutDut("b", "y") })
 		update(func(tx *Tx) error { return yes(tx.TakeDut("a", "x", "u")) })
 		update(func(tx *Tx) error { return no(tx.TakeDut("a", "x", "old")) })
 		update(func(tx *Tx) error { return no(tx.TakeDut("b", "x", "u")) })
@@ -63,15 +64,19 @@ func TestDrones(t *testing.T) {
 			}
 			return err
 		})
-		duts(Dut{Name: "a", Hive: "x", Drone: "u", Generation: 1}, Dut{Name: "b", Hive: "y"})
+		duts(Dut{Name: "a", Hive: "x", Drone: "u", Generation: first + 1}, Dut{Name: "b", Hive: "y", Generation: b})
 		update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", 7) })
+		update(func(tx *Tx) error { return tx.RenewDuts("u") })
+		first++
+		duts(Dut{Name: "a", Hive: "x", Drone: "u", Generation: first + 1}, Dut{Name: "b", Hive: "y", Generation: b})
+		update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", first) })
 		update(func(tx *Tx) error { return tx.LeaveDut("a", "u") })
 		update(func(tx *Tx) error { return tx.DropDut("a") })
 		update(func(tx *Tx) error { return tx.DropDut("b") })
-		duts(Dut{Name: "a", Hive: "x", Drone: "u", Generation: 1, Leaving: true, Gone: true})
+		duts(Dut{Name: "a", Hive: "x", Drone: "u", Generation: first + 1, Leaving: true, Gone: true})
 		update(func(tx *Tx) error { return tx.PutDut("a", "z") })
-		update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", 1) })
-		duts(Dut{Name: "a", Hive: "z", Generation: 1})
+		update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", first+1) })
+		duts(Dut{Name: "a", Hive: "z", Generation: first + 1})
 		if n, err := s.CountDuts(ctx, "z"); n != 1 || err != nil {
 			t.Errorf("%d devices in z, %v", n, err)
 		}
@@ -83,6 +88,20 @@ func TestDrones(t *testing.T) {
 		}
 		update(func(tx *Tx) error { return yes(tx.TakeDut("a", "z", "nobody")) })
 		update(func(tx *Tx) error { return tx.FreeDuts() })
-		duts(Dut{Name: "a", Hive: "z", Generation: 2})
+		duts(Dut{Name: "a", Hive: "z", Generation: first + 2})
+
+		// A device that was deleted and comes again begins beyond: what is said of
+		// an old assignment means no new one.
+		update(func(tx *Tx) error { return tx.DropDut("a") })
+		duts()
+		update(func(tx *Tx) error { return tx.PutDut("a", "x") })
+		update(func(tx *Tx) error { return yes(tx.TakeDut("a", "x", "u")) })
+		for old := range int64(3) {
+			update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", first+old) })
+			update(func(tx *Tx) error { return tx.ReleaseDut("a", "u", old+1) })
+		}
+		if got, err := s.Duts(ctx); err != nil || len(got) != 1 || got[0].Drone != "u" || got[0].Generation <= first+2 {
+			t.Errorf("after releases of old assignments: %+v, %v", got, err)
+		}
 	})
 }

@@ -43,6 +43,28 @@ func (s *Store) BotLookNow(ctx context.Context, id skep.BotID) (l BotLook, found
 	return l, found, nil
 }
 
+// TaskLook is what a report of nothing new needs of a task.
+type TaskLook struct {
+	State         skep.TaskState
+	Bot           skep.BotID
+	ContactAt     time.Time
+	PingTolerance time.Duration
+	Killing       bool
+}
+
+// TaskLook returns the part of a task's record that says whether its bot may go
+// on with it; found is false for an unknown task.
+func (s *Store) TaskLook(ctx context.Context, id skep.TaskID) (l TaskLook, found bool, err error) {
+	var contact, tolerance int64
+	found, err = s.q.row(ctx, `SELECT state, bot, contact_us, tolerance_us, killing FROM tasks WHERE id = $1`, []any{id},
+		&l.State, &l.Bot, &contact, &tolerance, flag{&l.Killing})
+	if err != nil {
+		return l, false, fmt.Errorf("read task %s: %w", id, err)
+	}
+	l.ContactAt, l.PingTolerance = instant(contact), time.Duration(tolerance)*time.Microsecond
+	return l, found, nil
+}
+
 // looks are the bots' records as this process wrote them last. The writer
 // changes them after each commit and before it answers, so that they are never
 // behind what this process did. On PostgreSQL, where other servers write too,

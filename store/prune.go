@@ -11,6 +11,7 @@ import (
 const (
 	taskLife   = 18 * 31 * 24 * time.Hour
 	eventLife  = 28 * 24 * time.Hour
+	tokenLife  = 28 * 24 * time.Hour           // of bots, after it has expired
 	botLife    = 28*24*time.Hour + 4*time.Hour // where nobody says another one
 	maxBotLife = 3650 * 24 * time.Hour
 
@@ -20,6 +21,10 @@ const (
 	dimsLife     = taskLife + 8*24*time.Hour  // and the life of a bot
 	tagSetLife   = taskLife + 8*24*time.Hour
 )
+
+// forgotten are bots that were silent for too long. A dead one keeps showing
+// the task that it died with, which has ended long ago.
+const forgotten = `last_seen_us < $1 AND (task = 0 OR NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = bots.task AND t.state = 16))`
 
 // Prune deletes up to limit of each kind of thing whose time is over, and
 // reports whether there may be more. bots is how long a silent bot is
@@ -43,10 +48,13 @@ func (tx *Tx) Prune(limit int, bots time.Duration) (more bool, err error) {
 		until time.Time
 	}{
 		{`DELETE FROM bot_events WHERE at_us < $1 AND seq IN (SELECT seq FROM bot_events ORDER BY seq LIMIT $2)`, tx.Now.Add(-eventLife)},
-		{keepHistory + `WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2` + overHistory, tx.Now.Add(-bots)},
-		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE last_seen_us < $1 AND task = 0 ORDER BY id LIMIT $2)`, tx.Now.Add(-bots)},
+		{keepHistory + `WHERE ` + forgotten + ` ORDER BY id LIMIT $2` + overHistory, tx.Now.Add(-bots)},
+		{`DELETE FROM bots WHERE id IN (SELECT id FROM bots WHERE ` + forgotten + ` ORDER BY id LIMIT $2)`, tx.Now.Add(-bots)},
 		{`DELETE FROM bot_snapshots WHERE id IN (SELECT id FROM bot_snapshots WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-snapshotLife - bots)},
 		{`DELETE FROM dimension_sets WHERE id IN (SELECT id FROM dimension_sets WHERE used_us < $1 LIMIT $2)`, tx.Now.Add(-dimsLife - bots)},
+		// A server is closed as long as there is a token that ever closed it: of users there is one for ever.
+		{`DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE expires_us > 0 AND expires_us < $1 AND (scope = 'bootstrap' OR scope = 'bot'
+			AND EXISTS (SELECT 1 FROM tokens u WHERE u.scope IN ('user', 'admin'))) LIMIT $2)`, tx.Now.Add(-tokenLife)},
 		{`DELETE FROM request_uuids WHERE expires_us < $1 AND uuid IN (SELECT uuid FROM request_uuids WHERE expires_us < $1 LIMIT $2)`, tx.Now},
 		{`DELETE FROM queues WHERE id IN (SELECT q.id FROM queues q WHERE q.expires_us < $1
 			AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.waits = 1 AND t.queue = q.id) LIMIT $2)`, tx.Now},
@@ -57,7 +65,13 @@ func (tx *Tx) Prune(limit int, bots time.Duration) (more bool, err error) {
 		}
 		more = more || n >= int64(limit)
 	}
-	n, err := tx.exec(`DELETE FROM bot_history WHERE bot IN (SELECT bot FROM bot_history WHERE last_seq < $1 AND last_task < $2 LIMIT $3)`,
+	n, err := tx.exec(`DELETE FROM bot_mismatches WHERE bot IN (SELECT bot FROM bot_mismatches m
+		WHERE NOT EXISTS (SELECT 1 FROM bots b WHERE b.id = m.bot) LIMIT $1)`, limit)
+	if err != nil {
+		return false, fmt.Errorf("delete old mismatches: %w", err)
+	}
+	more = more || n >= int64(limit)
+	n, err = tx.exec(`DELETE FROM bot_history WHERE bot IN (SELECT bot FROM bot_history WHERE last_seq < $1 AND last_task < $2 LIMIT $3)`,
 		seqOf(tx.Now.Add(-eventLife)), skep.FirstTaskID(tx.Now.Add(-taskLife)), limit)
 	if err != nil {
 		return false, fmt.Errorf("delete old histories: %w", err)

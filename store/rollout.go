@@ -155,6 +155,37 @@ func (tx *Tx) AddRolloutTasks(b RolloutBot) error {
 	return nil
 }
 
+// NoteMismatch notes that a bot downloaded other code than it was told to.
+func (tx *Tx) NoteMismatch(bot skep.BotID) error {
+	if err := tx.write(`INSERT INTO bot_mismatches (bot) VALUES ($1) ON CONFLICT (bot) DO NOTHING`, bot); err != nil {
+		return fmt.Errorf("note the download of bot %s: %w", bot, err)
+	}
+	return nil
+}
+
+// ForgetMismatch forgets what NoteMismatch noted.
+func (tx *Tx) ForgetMismatch(bot skep.BotID) error {
+	return tx.write(`DELETE FROM bot_mismatches WHERE bot = $1`, bot)
+}
+
+// Mismatches returns the bots of NoteMismatch.
+func (r reads) Mismatches(ctx context.Context) ([]skep.BotID, error) {
+	rows, err := r.q.query(ctx, `SELECT bot FROM bot_mismatches ORDER BY bot`)
+	if err != nil {
+		return nil, fmt.Errorf("read mismatches: %w", err)
+	}
+	defer rows.Close()
+	var out []skep.BotID
+	for rows.Next() {
+		var id skep.BotID
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("read mismatches: %w", err)
+		}
+		out = append(out, id)
+	}
+	return out, rows.Err()
+}
+
 // ForgetRollout drops what is known of bots and any release but one.
 func (tx *Tx) ForgetRollout(but string) error {
 	return tx.write(`DELETE FROM rollout_bots WHERE release <> $1`, but)

@@ -57,6 +57,7 @@ type Store struct {
 	tags    tagSets
 	lock    *flock.Flock
 	writers *writers
+	teller  *teller // nil on SQLite
 }
 
 // Options of Open. Zero values mean the defaults given here.
@@ -92,6 +93,11 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	s.writers = &writers{open: s.connect, looks: &s.looks, tags: &s.tags, d: s.dialect, now: o.Now}
 	if err := s.writers.start(ctx); err != nil {
 		return nil, errors.Join(err, s.closePools())
+	}
+	if s.pgPool != nil {
+		if err := s.startTeller(ctx); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
 	return s, nil
 }
@@ -176,6 +182,9 @@ func (s *Store) own(path string) error {
 // database.
 func (s *Store) Close() error {
 	s.writers.close()
+	if s.teller != nil {
+		s.teller.close()
+	}
 	var err error
 	if st, ok := s.q.(*statements); ok {
 		err = st.close()

@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -356,5 +358,49 @@ func TestWhoLeavesTakesNobodyAlong(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	})
+}
+
+// How much waits is counted up to a limit, of tasks that are old enough and wait.
+func TestQueueLoads(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		for queue, n := range map[skep.QueueID]int{7: 4, 9: 1, 11: 2} {
+			q := Queue{ID: queue, Dimensions: skep.Constraints{{Key: "pool", Values: []string{fmt.Sprint(queue)}}}, Expires: epoch.Add(time.Hour)}
+			if err := s.Update(t.Context(), func(tx *Tx) error { return tx.SaveQueue(q) }); err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				req, task := newTask(i + int(queue)*10)
+				if task.Queue = queue; queue == 11 && i == 0 {
+					task.State = skep.Canceled
+				}
+				create(t, s, req, task, nil)
+			}
+		}
+		for name, tc := range map[string]struct {
+			before time.Time
+			limit  int
+			want   string
+		}{
+			"all":           {epoch.Add(time.Hour), 100, "7:4 9:1 11:1"},
+			"up to a limit": {epoch.Add(time.Hour), 2, "7:2 9:1 11:1"},
+			"the old ones":  {epoch.Add(72 * time.Millisecond), 100, "7:2"},
+			"none is so":    {epoch, 100, ""},
+		} {
+			loads, err := s.QueueLoads(t.Context(), tc.before, tc.limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, l := range loads {
+				if want := fmt.Sprint(int64(l.ID)); l.Dimensions.Get("pool")[0] != want {
+					t.Errorf("queue %d has %v", l.ID, l.Dimensions)
+				}
+				got = append(got, fmt.Sprintf("%d:%d", l.ID, l.Tasks))
+			}
+			if strings.Join(got, " ") != tc.want {
+				t.Errorf("%s: %v, want %s", name, got, tc.want)
+			}
+		}
 	})
 }

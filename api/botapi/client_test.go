@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -181,6 +182,7 @@ func TestAnswersAreBounded(t *testing.T) {
 // A server that is restarted closes kept connections; the next call must not
 // see that.
 func TestKeptConnectionThatDied(t *testing.T) {
+	var mu sync.Mutex
 	var conns []net.Conn
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -188,7 +190,9 @@ func TestKeptConnectionThatDied(t *testing.T) {
 	}))
 	s.Config.ConnState = func(c net.Conn, st http.ConnState) {
 		if st == http.StateNew {
+			mu.Lock()
 			conns = append(conns, c)
+			mu.Unlock()
 		}
 	}
 	s.Start()
@@ -201,9 +205,11 @@ func TestKeptConnectionThatDied(t *testing.T) {
 		if _, err := c.TaskUpdate(t.Context(), &TaskUpdate{TaskID: "1"}); err != nil {
 			t.Fatal(err)
 		}
+		mu.Lock()
 		for _, c := range conns {
 			c.Close()
 		}
+		mu.Unlock()
 	}
 }
 

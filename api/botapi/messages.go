@@ -25,6 +25,10 @@ const (
 // HeaderBotID names the bot that calls. spec bot.md §2.1.
 const HeaderBotID = "X-Luci-Swarming-Bot-ID"
 
+// SessionScheme, with the session after it, is the Authorization header of a
+// bot that has no token, towards the content-addressed storage of its server.
+const SessionScheme = "Session "
+
 // Attributes are what a bot says of itself in handshake, poll and event.
 type Attributes struct {
 	Dimensions map[string][]string `json:"dimensions"`
@@ -155,6 +159,8 @@ type ManifestSkep struct {
 
 	// Trusted: tasks of this pool do not write to their inputs, though they could. decisions.md 26.
 	Trusted bool `json:"trusted,omitempty"`
+
+	Pool string `json:"pool,omitempty"` // socket of the warm pool in whose containers tasks of this pool run
 }
 
 // Cache is a named cache to mount; Hint is its expected size in bytes as

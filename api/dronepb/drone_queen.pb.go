@@ -36,7 +36,7 @@ const (
 	ReportDroneResponse_OK ReportDroneResponse_Status = 1
 	// The drone is not known, or its lease is over: it stops all bots and registers anew.
 	ReportDroneResponse_UNKNOWN_UUID ReportDroneResponse_Status = 2
-	// The drone's version is refused: it stops all bots; see message.
+	// The drone's version is refused: it gets nothing new, and its bots drain; see message.
 	ReportDroneResponse_VERSION_REFUSED ReportDroneResponse_Status = 1000
 )
 

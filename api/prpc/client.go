@@ -85,8 +85,19 @@ func (c *Client) attempt(ctx context.Context, name string, body []byte, zip bool
 	return readAnswer(answer, c.maxResponse(), resp)
 }
 
+// metadataKey is that of what WithMetadata adds.
+type metadataKey struct{}
+
+// WithMetadata returns a context whose calls send one entry of metadata. A second one replaces the first.
+func WithMetadata(ctx context.Context, key, value string) context.Context {
+	return context.WithValue(ctx, metadataKey{}, [2]string{key, value})
+}
+
 func (c *Client) setHeaders(ctx context.Context, r *http.Request, zip bool) {
 	h := r.Header
+	if kv, ok := ctx.Value(metadataKey{}).([2]string); ok {
+		h.Set(kv[0], kv[1])
+	}
 	h.Set("Content-Type", mediaTypes[Binary])
 	h.Set("Accept", mediaTypes[Binary])
 	h.Set("User-Agent", DefaultUserAgent)

@@ -35,7 +35,11 @@ type ConfigState struct {
 	// The configured pools, sorted; none when there is no pools.cfg, and then every pool exists.
 	Pools []string `protobuf:"bytes,3,rep,name=pools,proto3" json:"pools,omitempty"`
 	// How many groups bots.cfg has.
-	BotGroups     int32 `protobuf:"varint,4,opt,name=bot_groups,json=botGroups,proto3" json:"bot_groups,omitempty"`
+	BotGroups int32 `protobuf:"varint,4,opt,name=bot_groups,json=botGroups,proto3" json:"bot_groups,omitempty"`
+	// Who is asked about pools and bot groups, where the files say.
+	Owners []*Owners `protobuf:"bytes,5,rep,name=owners,proto3" json:"owners,omitempty"`
+	// The prefixes of the pools of machines, sorted.
+	MachinePools  []string `protobuf:"bytes,6,rep,name=machine_pools,json=machinePools,proto3" json:"machine_pools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -98,6 +102,75 @@ func (x *ConfigState) GetBotGroups() int32 {
 	return 0
 }
 
+func (x *ConfigState) GetOwners() []*Owners {
+	if x != nil {
+		return x.Owners
+	}
+	return nil
+}
+
+func (x *ConfigState) GetMachinePools() []string {
+	if x != nil {
+		return x.MachinePools
+	}
+	return nil
+}
+
+// Owners are those of one pool or bot group.
+type Owners struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "pool lab", "machines linux-vm", or a bot group by where it stands, as "bots.cfg:12".
+	Of string `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`
+	// As the file names them.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Owners) Reset() {
+	*x = Owners{}
+	mi := &file_skeppb_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Owners) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Owners) ProtoMessage() {}
+
+func (x *Owners) ProtoReflect() protoreflect.Message {
+	mi := &file_skeppb_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Owners.ProtoReflect.Descriptor instead.
+func (*Owners) Descriptor() ([]byte, []int) {
+	return file_skeppb_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Owners) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *Owners) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 // ConfigFile is one file of a configuration.
 type ConfigFile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -115,7 +188,7 @@ type ConfigFile struct {
 
 func (x *ConfigFile) Reset() {
 	*x = ConfigFile{}
-	mi := &file_skeppb_config_proto_msgTypes[1]
+	mi := &file_skeppb_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -127,7 +200,7 @@ func (x *ConfigFile) String() string {
 func (*ConfigFile) ProtoMessage() {}
 
 func (x *ConfigFile) ProtoReflect() protoreflect.Message {
-	mi := &file_skeppb_config_proto_msgTypes[1]
+	mi := &file_skeppb_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -140,7 +213,7 @@ func (x *ConfigFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigFile.ProtoReflect.Descriptor instead.
 func (*ConfigFile) Descriptor() ([]byte, []int) {
-	return file_skeppb_config_proto_rawDescGZIP(), []int{1}
+	return file_skeppb_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ConfigFile) GetName() string {
@@ -175,13 +248,18 @@ var File_skeppb_config_proto protoreflect.FileDescriptor
 
 const file_skeppb_config_proto_rawDesc = "" +
 	"\n" +
-	"\x13skeppb/config.proto\x12\askep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x01\n" +
+	"\x13skeppb/config.proto\x12\askep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x01\n" +
 	"\vConfigState\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12)\n" +
 	"\x05files\x18\x02 \x03(\v2\x13.skep.v1.ConfigFileR\x05files\x12\x14\n" +
 	"\x05pools\x18\x03 \x03(\tR\x05pools\x12\x1d\n" +
 	"\n" +
-	"bot_groups\x18\x04 \x01(\x05R\tbotGroups\"\x91\x01\n" +
+	"bot_groups\x18\x04 \x01(\x05R\tbotGroups\x12'\n" +
+	"\x06owners\x18\x05 \x03(\v2\x0f.skep.v1.OwnersR\x06owners\x12#\n" +
+	"\rmachine_pools\x18\x06 \x03(\tR\fmachinePools\".\n" +
+	"\x06Owners\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\x91\x01\n" +
 	"\n" +
 	"ConfigFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -203,23 +281,25 @@ func file_skeppb_config_proto_rawDescGZIP() []byte {
 	return file_skeppb_config_proto_rawDescData
 }
 
-var file_skeppb_config_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_skeppb_config_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_skeppb_config_proto_goTypes = []any{
 	(*ConfigState)(nil),           // 0: skep.v1.ConfigState
-	(*ConfigFile)(nil),            // 1: skep.v1.ConfigFile
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),         // 3: google.protobuf.Empty
+	(*Owners)(nil),                // 1: skep.v1.Owners
+	(*ConfigFile)(nil),            // 2: skep.v1.ConfigFile
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*emptypb.Empty)(nil),         // 4: google.protobuf.Empty
 }
 var file_skeppb_config_proto_depIdxs = []int32{
-	1, // 0: skep.v1.ConfigState.files:type_name -> skep.v1.ConfigFile
-	2, // 1: skep.v1.ConfigFile.refused_since:type_name -> google.protobuf.Timestamp
-	3, // 2: skep.v1.Config.Get:input_type -> google.protobuf.Empty
-	0, // 3: skep.v1.Config.Get:output_type -> skep.v1.ConfigState
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: skep.v1.ConfigState.files:type_name -> skep.v1.ConfigFile
+	1, // 1: skep.v1.ConfigState.owners:type_name -> skep.v1.Owners
+	3, // 2: skep.v1.ConfigFile.refused_since:type_name -> google.protobuf.Timestamp
+	4, // 3: skep.v1.Config.Get:input_type -> google.protobuf.Empty
+	0, // 4: skep.v1.Config.Get:output_type -> skep.v1.ConfigState
+	4, // [4:5] is the sub-list for method output_type
+	3, // [3:4] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_skeppb_config_proto_init() }
@@ -233,7 +313,7 @@ func file_skeppb_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skeppb_config_proto_rawDesc), len(file_skeppb_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

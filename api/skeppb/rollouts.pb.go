@@ -165,7 +165,7 @@ type Rollout struct {
 	Crashed int32 `protobuf:"varint,8,opt,name=crashed,proto3" json:"crashed,omitempty"`
 	// Their ids.
 	CrashedBots []string `protobuf:"bytes,9,rep,name=crashed_bots,json=crashedBots,proto3" json:"crashed_bots,omitempty"`
-	// Those of them that got code with another digest than they were told, and did not run it.
+	// Bots that got code with another digest than they were told, and did not run it; also outside of a rollout.
 	MismatchedBots []string `protobuf:"bytes,13,rep,name=mismatched_bots,json=mismatchedBots,proto3" json:"mismatched_bots,omitempty"`
 	// Bots with the new code that are in quarantine.
 	Quarantined int32 `protobuf:"varint,10,opt,name=quarantined,proto3" json:"quarantined,omitempty"`

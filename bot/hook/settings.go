@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -52,8 +53,9 @@ type Settings struct {
 	} `json:"free_partition"`
 	Caches struct {
 		Isolated struct {
-			Size  uint64 `json:"size"` // bytes
-			Items uint64 `json:"items"`
+			Size  uint64 `json:"size"`  // bytes; 0 = the default
+			Items uint64 `json:"items"` // 0 = any number
+			Dir   string `json:"dir"`   // skep's: absolute, may be shared by bots of one user; "" = cas_cache in the bot's own
 		} `json:"isolated"`
 	} `json:"caches"`
 
@@ -169,6 +171,9 @@ func (s *Settings) validate() error {
 	}
 	if v := s.Uptime.Spread; v < 0 || v > 0.9 {
 		return skep.Invalidf("uptime.spread", "is %v, want 0 to 0.9", v)
+	}
+	if v := s.Caches.Isolated.Dir; v != "" && (!filepath.IsAbs(v) || filepath.Clean(v) != v || filepath.Dir(v) == v) {
+		return skep.Invalidf("caches.isolated.dir", "is %q, want an absolute path of a directory that bots may share", v)
 	}
 	for _, v := range []struct {
 		name string

@@ -72,6 +72,13 @@ func TestLinuxMachine(t *testing.T) {
 			t.Errorf("dimension %s (-want +got):\n%s", k, d)
 		}
 	}
+	named := New(t.Context(), Options{BotID: "b1", Dir: t.TempDir(), Root: root, Getenv: func(name string) string {
+		return map[string]string{envPools: "ci,lab"}[name]
+	}})
+	<-named.Ready()
+	if d := cmp.Diff([]string{"ci", "lab"}, named.Dimensions()["pool"]); d != "" {
+		t.Errorf("pools (-want +got):\n%s", d)
+	}
 	if got["locale"] != nil || got["python"] != nil {
 		t.Errorf("dimensions %v, want neither locale nor python", got)
 	}

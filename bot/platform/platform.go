@@ -174,7 +174,7 @@ func (p *Platform) common() facts {
 	}
 	f := facts{
 		dimensions: map[string][]string{
-			"pool":          {"default"},
+			"pool":          p.pools(),
 			"cores":         {strconv.Itoa(cpus)},
 			"cipd_platform": {cipdPlatform(runtime.GOOS, runtime.GOARCH)},
 		},
@@ -195,6 +195,18 @@ func (p *Platform) common() facts {
 		f.dimensions["locale"] = []string{l}
 	}
 	return f
+}
+
+// envPools names the pools that who made this machine wants its bot in, with
+// commas between them: provider.EnvPools. A server with bots.cfg says it itself.
+const envPools = "SKEP_BOT_POOLS"
+
+func (p *Platform) pools() []string {
+	named := strings.FieldsFunc(p.opt.Getenv(envPools), func(r rune) bool { return r == ',' })
+	if len(named) == 0 {
+		return []string{"default"}
+	}
+	return named
 }
 
 // environment is the part of the bot's environment that is shown to people.

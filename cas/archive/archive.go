@@ -69,14 +69,14 @@ func Scan(ctx context.Context, dir string, opt Options) (*Tree, error) {
 }
 
 // Upload hashes the directory dir and sends to what is missing there, both at
-// the same time. A large file whose hash is not known is sent while it is
-// hashed where the storage can take it so (remote.Uploader.Hash). When it
+// the same time. A large file whose hash is not known is hashed where
+// it comes in, if the storage can take it so (remote.Uploader.Hash). When it
 // returns the storage has the whole tree.
 func Upload(ctx context.Context, to *remote.Client, dir string, opt Options) (*Tree, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	u := to.Uploader(ctx, opt.Sent)
-	t, err := walk(ctx, dir, &walker{opt: opt, keep: true, emit: u.Add, send: u.Hash})
+	t, err := walk(ctx, dir, &walker{opt: opt, emit: u.Add, to: u})
 	if err != nil {
 		stop()
 	}

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"github.com/skepdev/skep"
@@ -34,35 +33,46 @@ func newHasher() *hasher { return &hasher{sum: sha256.New()} }
 
 var errChanged = errors.New("the file changed while it was read")
 
+// unchanged is hash for a file whose hash is known.
+func (w *walker) unchanged(j *job, hash cas.Hash) (cas.File, error) {
+	w.count(j.info.Size(), true)
+	d := cas.Digest{Hash: hash, Size: j.info.Size()}
+	return j.entry(d), w.emit(j.source(d, nil))
+}
+
 // hash returns the file's entry and emits its blob.
 func (w *walker) hash(ctx context.Context, h *hasher, j job) (cas.File, error) {
-	at := path.Join(j.dir.path, j.name)
-	if hash, known := w.stats.known(at, j.info); known {
-		w.count(j.info.Size(), true)
-		d := cas.Digest{Hash: hash, Size: j.info.Size()}
-		return cas.File{Name: j.name, Digest: d, Executable: executable(j.info)}, w.emit(j.source(d, nil))
+	if hash, known := w.stats.known(j.at, j.info); known {
+		return w.unchanged(&j, hash)
 	}
-	for try := 1; ; try++ {
-		d, data, sent, info, err := w.read(ctx, h, j)
-		if errors.Is(err, errChanged) && try < tries && ctx.Err() == nil {
-			if j.info, err = j.dir.open.Lstat(j.name); err == nil && j.info.Mode().IsRegular() {
-				continue
-			}
-		}
-		if errors.Is(err, errChanged) {
-			return cas.File{}, skep.Errorf(skep.Invalid, "%s: %w", filepath.Join(j.dir.disk, j.name), err)
-		}
-		if err != nil {
-			return cas.File{}, j.dir.named(j.name, err)
-		}
-		w.count(d.Size, false)
-		w.stats.learn(at, info, d.Hash)
-		j.info = info
-		if sent {
-			return cas.File{Name: j.name, Digest: d, Executable: executable(info)}, nil
-		}
-		return cas.File{Name: j.name, Digest: d, Executable: executable(info)}, w.emit(j.source(d, data))
+	var (
+		d    cas.Digest
+		data []byte
+		sent bool
+	)
+	err := j.still(ctx, func(f *os.File, size int64, unchanged func() error) (err error) {
+		d, data, sent, err = w.read(ctx, h, f, size, unchanged)
+		return err
+	})
+	if err != nil {
+		return cas.File{}, err
 	}
+	w.learn(&j, d)
+	if !sent {
+		err = w.emit(j.source(d, data))
+	}
+	return j.entry(d), err
+}
+
+// entry is the file as its directory has it.
+func (j *job) entry(d cas.Digest) cas.File {
+	return cas.File{Name: j.name, Digest: d, Executable: executable(j.info)}
+}
+
+// learn counts and remembers a file that was hashed.
+func (w *walker) learn(j *job, d cas.Digest) {
+	w.count(d.Size, false)
+	w.stats.learn(j.at, j.info, d.Hash)
 }
 
 func (w *walker) count(n int64, cached bool) {
@@ -76,37 +86,64 @@ func (w *walker) count(n int64, cached bool) {
 	}
 }
 
-// read hashes the file once. data is its content where that is kept; sent says
-// that the storage has it.
-func (w *walker) read(ctx context.Context, h *hasher, j job) (d cas.Digest, data []byte, sent bool, info fs.FileInfo, err error) {
+// still calls fn with the open file, and again when that finds that it changed
+// meanwhile; unchanged tells. j.info is of what was read.
+func (j *job) still(ctx context.Context, fn func(f *os.File, size int64, unchanged func() error) error) error {
+	for try := 1; ; try++ {
+		err := j.opened(fn)
+		if errors.Is(err, errChanged) && try < tries && ctx.Err() == nil {
+			if j.info, err = j.dir.open.Lstat(j.name); err == nil && j.info.Mode().IsRegular() {
+				continue
+			}
+			if err == nil {
+				err = errChanged
+			}
+		}
+		if errors.Is(err, errChanged) {
+			return skep.Errorf(skep.Invalid, "%s: %w", filepath.Join(j.dir.disk, j.name), err)
+		}
+		if err != nil {
+			return j.dir.named(j.name, err)
+		}
+		return nil
+	}
+}
+
+func (j *job) opened(fn func(f *os.File, size int64, unchanged func() error) error) error {
 	f, err := j.dir.open.OpenFile(j.name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe put in its place must not hold us
 	if err != nil {
-		return d, nil, false, nil, err
+		return err
 	}
 	defer f.Close()
-	info, err = f.Stat()
+	info, err := f.Stat()
 	if err != nil {
-		return d, nil, false, nil, err
+		return err
 	}
 	if !info.Mode().IsRegular() || !os.SameFile(info, j.info) {
-		return d, nil, false, nil, errChanged
+		return errChanged
 	}
-	unchanged := func() error {
+	j.info = info
+	return fn(f, info.Size(), func() error {
 		after, err := f.Stat()
 		if err == nil && stamp(after) != stamp(info) {
 			err = errChanged
 		}
 		return err
-	}
-	size := info.Size()
-	if w.send != nil {
-		if d, err = w.send(f, size, unchanged); !errors.Is(err, remote.ErrNotTaken) {
-			return d, nil, err == nil, info, err
+	})
+}
+
+// read hashes a file once. data is its content where that is kept; sent says that
+// the storage has it.
+func (w *walker) read(ctx context.Context, h *hasher, f *os.File, size int64, unchanged func() error) (d cas.Digest, data []byte, sent bool, err error) {
+	if w.to != nil {
+		if d, err = w.to.Hash(f, size, unchanged); !errors.Is(err, remote.ErrNotTaken) {
+			return d, nil, err == nil, err
 		}
 	}
-	if w.keep && size < keepBelow {
-		if data, err = readSmall(f, size); err != nil {
-			return d, nil, false, nil, err
+	if w.to != nil && size < keepBelow { // it is sent soon
+		data = make([]byte, size+1)[:size]
+		if err := readSmall(f, data); err != nil {
+			return d, nil, false, err
 		}
 		d = cas.Sum(data)
 	} else {
@@ -114,31 +151,102 @@ func (w *walker) read(ctx context.Context, h *hasher, j job) (d cas.Digest, data
 			h.buf = make([]byte, 256<<10)
 		}
 		h.sum.Reset()
-		n, err := io.CopyBuffer(struct{ io.Writer }{h.sum}, &untilDone{ctx, io.LimitReader(f, size+1)}, h.buf)
+		n, err := io.CopyBuffer(struct{ io.Writer }{h.sum}, &untilDone{ctx, io.NewSectionReader(f, 0, size+1)}, h.buf)
 		if err != nil {
-			return d, nil, false, nil, err
+			return d, nil, false, err
 		}
 		d = cas.Digest{Hash: cas.Hash(h.sum.Sum(nil)), Size: n}
 	}
 	if d.Size != size {
-		err = errChanged
-	} else {
-		err = unchanged()
+		return d, nil, false, errChanged
 	}
-	return d, data, false, info, err
+	return d, data, false, unchanged()
 }
 
-// readSmall reads a file of the size, and sees whether it has more.
-func readSmall(f *os.File, size int64) ([]byte, error) {
-	b := make([]byte, size+1)
-	n, err := io.ReadFull(f, b)
+// readSmall fills b with a file, and sees whether that has more; b has room for
+// one more byte.
+func readSmall(f *os.File, b []byte) error {
+	n, err := io.ReadFull(f, b[:len(b)+1])
 	switch {
-	case int64(n) != size, err == nil:
-		return nil, errChanged
+	case n != len(b), err == nil:
+		return errChanged
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return b[:n:n], nil
+		return nil
 	}
-	return nil, err
+	return err
+}
+
+// lot is small files that are hashed where they come in, together.
+type lot struct {
+	bundle cas.Bundle
+	files  []job // of its blobs, in their order
+}
+
+const (
+	lotBytes    = 5 << 19 // from which on a lot is sent; one more file fits
+	sendsAtOnce = 4
+)
+
+var lots = sync.Pool{New: func() any { return new(lot) }}
+
+// gather reads a file into a lot, if it is still small.
+func (w *walker) gather(ctx context.Context, l *lot, j job) (small bool, err error) {
+	err = j.still(ctx, func(f *os.File, size int64, unchanged func() error) error {
+		if small = size < keepBelow && l.bundle.Fits(size); !small {
+			return nil
+		}
+		err := readSmall(f, l.bundle.Append(int(size)))
+		if err == nil {
+			err = unchanged()
+		}
+		if err != nil {
+			l.bundle.Drop()
+		}
+		return err
+	})
+	if small || err != nil {
+		j.dir.unread()
+	}
+	if small && err == nil {
+		l.files = append(l.files, j)
+	}
+	return small, err
+}
+
+// send has a lot hashed and stored, and makes its files entries of their
+// directories.
+func (w *walker) send(ctx context.Context, l *lot) error {
+	if len(l.files) == 0 {
+		return nil
+	}
+	list, err := w.to.HashBundle(&l.bundle)
+	taken := err == nil
+	if err != nil && !errors.Is(err, remote.ErrNotTaken) {
+		return err
+	}
+	for i, j := range l.files {
+		var d cas.Digest
+		if taken {
+			d = list[i]
+		} else {
+			d = cas.Sum(l.bundle.Blob(i))
+			if err := w.emit(remote.Source{Digest: d, Data: l.bundle.Blob(i)}); err != nil {
+				return err
+			}
+		}
+		w.learn(&j, d)
+		j.dir.add(j.entry(d))
+		if err := j.dir.done(ctx); err != nil {
+			return err
+		}
+	}
+	if taken { // else its bytes are being sent
+		l.bundle.Reset()
+		clear(l.files)
+		l.files = l.files[:0]
+		lots.Put(l)
+	}
+	return nil
 }
 
 // untilDone ends a long reading with its context.

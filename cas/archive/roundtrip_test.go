@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,8 +21,10 @@ import (
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/disk"
+	"github.com/skepdev/skep/cas/plain"
 	"github.com/skepdev/skep/cas/reapi"
 	"github.com/skepdev/skep/cas/remote"
+	"github.com/skepdev/skep/internal/oneport"
 )
 
 // storage serves a real one on loopback.
@@ -35,8 +38,18 @@ func storage(t testing.TB) *remote.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := reapi.New(reapi.Options{Store: reapi.OnDisk(store)}).GRPC()
-	go func() { _ = g.Serve(l) }()
+	transfers := plain.New(store)
+	posts := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			http.Error(w, "by gRPC, please", http.StatusNotFound)
+		} else if err := transfers.Post(w, r); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	}
+	g, web, port := reapi.New(reapi.Options{Store: reapi.OnDisk(store)}).GRPC(), &http.Server{Handler: http.HandlerFunc(posts)}, oneport.New(l, nil) //nolint:gosec // of a test
+	go func() { _ = port.Serve() }()
+	go func() { _ = g.Serve(port.HTTP2) }()
+	go func() { _ = web.Serve(port.HTTP1) }()
 	c, err := remote.New(remote.Options{URL: "grpc://" + l.Addr().String(), Patience: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +57,8 @@ func storage(t testing.TB) *remote.Client {
 	t.Cleanup(func() {
 		_ = c.Close()
 		g.Stop()
+		_ = web.Close()
+		_ = port.Close()
 		_ = store.Close()
 	})
 	return c

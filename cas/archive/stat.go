@@ -30,20 +30,20 @@ func stamp(info fs.FileInfo) stat {
 
 // statCache remembers the hashes of a directory's files by their stats.
 type statCache struct {
-	last map[string]known // of the last time; not written to
+	last map[string]*known // of the last time
 	// Files touched later than this are not remembered: within the same tick of
 	// the file system's clock they may change and keep their stat (git has the
 	// same trouble, Documentation/technical/racy-git).
 	before int64
 
-	mu      sync.Mutex
-	next    map[string]known
-	learned int
+	mu   sync.Mutex
+	next map[string]*known // learned
 }
 
 type known struct {
 	stat
 	hash cas.Hash
+	kept bool // it is as it was; set by who looks at this file, and nobody else does
 }
 
 // Bounds of the file.
@@ -56,7 +56,7 @@ const (
 // loadStats reads the file of the last time. A file that is damaged, too large
 // or of another directory is as good as none.
 func loadStats(path, dir string, now time.Time) *statCache {
-	c := &statCache{before: now.Add(-racy).UnixNano(), next: map[string]known{}}
+	c := &statCache{before: now.Add(-racy).UnixNano(), next: map[string]*known{}}
 	if path == "" {
 		return c
 	}
@@ -75,13 +75,11 @@ func loadStats(path, dir string, now time.Time) *statCache {
 
 // known returns the hash of a file that has not changed since it was hashed.
 func (c *statCache) known(name string, info fs.FileInfo) (cas.Hash, bool) {
-	k, is := c.last[name]
-	if !is || k.stat != stamp(info) {
+	k := c.last[name]
+	if k == nil || k.stat != stamp(info) {
 		return cas.Hash{}, false
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.next[name] = k
+	k.kept = true
 	return k.hash, true
 }
 
@@ -93,23 +91,30 @@ func (c *statCache) learn(name string, info fs.FileInfo, h cas.Hash) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.next[name] = known{s, h}
-	c.learned++
+	c.next[name] = &known{stat: s, hash: h}
 }
 
 // save replaces the file, if there is news. A failure costs time, next time.
 func (c *statCache) save(path, dir string) {
-	if path == "" || c.learned == 0 && len(c.next) == len(c.last) || len(c.next) > cas.MaxTreeEntries {
+	if path == "" {
 		return
 	}
-	if os.MkdirAll(filepath.Dir(path), 0o700) == nil {
+	news := len(c.next) > 0
+	for name, k := range c.last {
+		if _, again := c.next[name]; k.kept && !again {
+			c.next[name] = k
+		} else {
+			news = true
+		}
+	}
+	if news && len(c.next) <= cas.MaxTreeEntries && os.MkdirAll(filepath.Dir(path), 0o700) == nil {
 		_ = atomicfile.Write(path, encodeStats(c.next, dir), 0o600)
 	}
 }
 
 // encodeStats writes the magic, the directory, the entries by name, and a
 // SHA-256 of it all.
-func encodeStats(files map[string]known, dir string) []byte {
+func encodeStats(files map[string]*known, dir string) []byte {
 	b := make([]byte, 0, 128*len(files)+len(dir)+64)
 	b = append(b, statMagic...)
 	text := func(s string) {
@@ -133,7 +138,7 @@ func encodeStats(files map[string]known, dir string) []byte {
 var errStats = errors.New("no file of stats for this directory")
 
 // decodeStats reads what encodeStats wrote for dir.
-func decodeStats(b []byte, dir string) (map[string]known, error) {
+func decodeStats(b []byte, dir string) (map[string]*known, error) {
 	cut := len(b) - sha256.Size
 	if cut < 0 || !bytes.HasPrefix(b, []byte(statMagic)) {
 		return nil, errStats
@@ -141,14 +146,19 @@ func decodeStats(b []byte, dir string) (map[string]known, error) {
 	if sum := sha256.Sum256(b[:cut]); !bytes.Equal(sum[:], b[cut:]) {
 		return nil, errStats
 	}
-	r := &reader{b: b[len(statMagic):cut]}
+	r := &reader{b: b[len(statMagic):cut], all: string(b[len(statMagic):cut])}
 	if r.text() != dir {
 		return nil, errStats
 	}
-	files := make(map[string]known, len(r.b)/100)
+	files := make(map[string]*known, len(r.b)/100)
+	var room []known // for many at once
 	for len(r.b) > 0 && !r.bad {
 		name := r.text()
-		var k known
+		if len(room) == cap(room) {
+			room = make([]known, 0, 1024)
+		}
+		room = append(room, known{})
+		k := &room[len(room)-1]
 		k.size, k.mtime, k.ctime, k.inode = r.varint(), r.varint(), r.varint(), r.uvarint()
 		copy(k.hash[:], r.bytes(len(k.hash)))
 		files[name] = k
@@ -162,6 +172,7 @@ func decodeStats(b []byte, dir string) (map[string]known, error) {
 // reader takes values off the front of b; bad stays once it is set.
 type reader struct {
 	b   []byte
+	all string // of which b is the end: texts are parts of it
 	bad bool
 }
 
@@ -201,5 +212,6 @@ func (r *reader) text() string {
 		r.b, r.bad = nil, true
 		return ""
 	}
-	return string(r.bytes(int(n)))
+	at := len(r.all) - len(r.b)
+	return r.all[at : at+len(r.bytes(int(n)))]
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -28,15 +27,24 @@ type walker struct {
 	stats            *statCache
 	start            time.Time
 	emit             func(remote.Source) error
-	keep             bool                                                                        // give small files' bytes to emit, which read them anyway
-	send             func(f io.ReaderAt, size int64, unchanged func() error) (cas.Digest, error) // hashes and uploads in one; nil = nothing does
+	to               hashing // nil = files are only hashed
+	bundles          bool    // to takes small ones
 
+	walks   *errgroup.Group // of directories, so many at once
+	sends   *errgroup.Group // of bundles
 	jobs    chan job
 	entries atomic.Int64
 	root    cas.Digest
 
 	mu   sync.Mutex
 	tree Tree
+}
+
+// hashing is a *remote.Uploader.
+type hashing interface {
+	Hash(file *os.File, size int64, unchanged func() error) (cas.Digest, error)
+	TakesBundles() bool
+	HashBundle(b *cas.Bundle) ([]cas.Digest, error)
 }
 
 // directory is one on its way to a blob. It is done when all below it are.
@@ -62,6 +70,7 @@ type directory struct {
 type job struct {
 	dir  *directory
 	name string
+	at   string // in the tree
 	info fs.FileInfo
 }
 
@@ -88,27 +97,34 @@ func walk(ctx context.Context, dir string, w *walker) (_ *Tree, err error) {
 		return nil, err
 	}
 	w.stats = loadStats(opt.StatCache, disk, w.start)
+	w.bundles = w.to != nil && w.to.TakesBundles()
+	sends, ctx := errgroup.WithContext(ctx)
+	sends.SetLimit(sendsAtOnce)
+	w.sends = sends
 	g, ctx := errgroup.WithContext(ctx)
+	walks, walking := errgroup.WithContext(ctx)
+	walks.SetLimit(opt.Parallel)
+	w.walks = walks
 	g.Go(func() error {
 		defer close(w.jobs)
 		top := &directory{w: w, disk: disk, open: root, info: info, wanted: true}
-		return w.directory(ctx, top)
+		walks.Go(func() error { return w.directory(walking, top) })
+		return walks.Wait()
 	})
 	for range opt.Parallel {
 		g.Go(func() error {
-			h := newHasher()
-			for j := range w.jobs {
-				if err := w.file(ctx, h, j); err != nil {
-					for j := range w.jobs { // the walk must not wait for us
-						j.dir.unread()
-					}
-					return err
-				}
+			err := w.files(ctx)
+			for j := range w.jobs { // the walk must not wait for us
+				j.dir.unread()
 			}
-			return nil
+			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	if sendErr := sends.Wait(); err == nil || sendErr != nil { // the walk failed only because of it
+		err = sendErr
+	}
+	if err != nil {
 		return nil, err
 	}
 	w.stats.save(opt.StatCache, disk)
@@ -128,19 +144,22 @@ func (w *walker) directory(ctx context.Context, d *directory) error {
 	if err != nil {
 		return err
 	}
-	names, err := f.ReadDir(-1)
+	names, err := f.Readdirnames(-1) // ReadDir may look at each, and so do we
 	f.Close()
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	d.content.Files = make([]cas.File, 0, len(names)) // most are
+	d.mu.Unlock()
 	if n := w.entries.Add(int64(len(names))); n > cas.MaxTreeEntries {
 		return skep.Errorf(skep.Invalid, "%s: more than %d files", d.disk, cas.MaxTreeEntries)
 	}
-	for _, e := range names {
+	for _, name := range names {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := w.entry(ctx, d, e.Name()); err != nil {
+		if err := w.entry(ctx, d, name); err != nil {
 			return err
 		}
 	}
@@ -156,7 +175,10 @@ func depth(d *directory) (n int) {
 
 // entry looks at one name of a directory.
 func (w *walker) entry(ctx context.Context, d *directory, name string) error {
-	at := path.Join(d.path, name)
+	at := name
+	if d.path != "" {
+		at = d.path + "/" + name
+	}
 	info, err := d.open.Lstat(name)
 	if err != nil {
 		return d.named(name, err)
@@ -176,8 +198,13 @@ func (w *walker) entry(ctx context.Context, d *directory, name string) error {
 	case mode.IsRegular():
 		d.readers.Add(1)
 		d.left.Add(1)
+		j := job{d, name, at, info}
+		if hash, known := w.stats.known(at, info); known { // quicker done than told
+			f, err := w.unchanged(&j, hash)
+			return w.entered(ctx, j, f, err)
+		}
 		select {
-		case w.jobs <- job{d, name, info}:
+		case w.jobs <- j:
 		case <-ctx.Done():
 			d.unread()
 			return context.Cause(ctx)
@@ -188,7 +215,7 @@ func (w *walker) entry(ctx context.Context, d *directory, name string) error {
 		if err != nil {
 			return d.named(name, err)
 		}
-		return w.below(ctx, d, name, d.base, filepath.Join(d.disk, name), open, info, covered)
+		return w.below(ctx, d, name, at, d.base, filepath.Join(d.disk, name), open, info, covered)
 	case mode&fs.ModeSymlink != 0:
 		return w.symlink(ctx, d, name, covered)
 	default:
@@ -208,11 +235,15 @@ func kindOf(m fs.FileMode) string {
 	return "special file"
 }
 
-func (w *walker) below(ctx context.Context, d *directory, name, base, disk string, open *os.Root, info fs.FileInfo, wanted bool) error {
+func (w *walker) below(ctx context.Context, d *directory, name, at, base, disk string, open *os.Root, info fs.FileInfo, wanted bool) error {
 	d.left.Add(1)
-	return w.directory(ctx, &directory{
-		w: w, parent: d, name: name, path: path.Join(d.path, name), base: base, disk: disk, open: open, info: info, wanted: wanted,
-	})
+	next := &directory{
+		w: w, parent: d, name: name, path: at, base: base, disk: disk, open: open, info: info, wanted: wanted,
+	}
+	if w.walks.TryGo(func() error { return w.directory(ctx, next) }) {
+		return nil
+	}
+	return w.directory(ctx, next)
 }
 
 // symlink keeps a link that stays inside, and treats others as the options say.
@@ -254,7 +285,7 @@ func (w *walker) symlink(ctx context.Context, d *directory, name string, covered
 		if err != nil {
 			return err
 		}
-		return w.below(ctx, d, name, path.Join(d.path, name), real, open, info, covered)
+		return w.below(ctx, d, name, path.Join(d.path, name), path.Join(d.path, name), real, open, info, covered)
 	case info.Mode().IsRegular():
 		open, err := os.OpenRoot(filepath.Dir(real))
 		if err != nil {
@@ -265,7 +296,7 @@ func (w *walker) symlink(ctx context.Context, d *directory, name string, covered
 		alias := &directory{w: w, parent: d, path: path.Join(d.path, name), disk: filepath.Dir(real), open: open, info: info, name: name}
 		alias.readers.Store(1)
 		h := newHasher()
-		file, err := w.hash(ctx, h, job{alias, filepath.Base(real), info})
+		file, err := w.hash(ctx, h, job{alias, filepath.Base(real), path.Join(alias.path, filepath.Base(real)), info})
 		alias.unread()
 		if err != nil {
 			return err
@@ -329,9 +360,37 @@ func (d *directory) done(ctx context.Context) error {
 	return nil
 }
 
+// files hashes what the walk finds.
+func (w *walker) files(ctx context.Context) error {
+	h, next := newHasher(), lots.Get().(*lot) //nolint:errcheck // only lots are in it
+	for j := range w.jobs {
+		small := false
+		if w.bundles && j.info.Size() < keepBelow {
+			var err error
+			if small, err = w.gather(ctx, next, j); err != nil {
+				return err
+			}
+		}
+		if !small {
+			if err := w.file(ctx, h, j); err != nil {
+				return err
+			}
+		} else if full := next; len(full.bundle.Wire()) >= lotBytes || !full.bundle.Fits(0) {
+			w.sends.Go(func() error { return w.send(ctx, full) })
+			next = lots.Get().(*lot) //nolint:errcheck // only lots are in it
+		}
+	}
+	return w.send(ctx, next)
+}
+
 // file hashes one and makes it an entry of its directory.
 func (w *walker) file(ctx context.Context, h *hasher, j job) error {
 	f, err := w.hash(ctx, h, j)
+	return w.entered(ctx, j, f, err)
+}
+
+// entered makes a file that is read an entry of its directory.
+func (w *walker) entered(ctx context.Context, j job, f cas.File, err error) error {
 	j.dir.unread()
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@
 //	trees/<root>     the Directory messages of a tree, each checked by its hash when read
 //	trees/<root>.d/  the tree made of hard links, lower directory of overlays
 //	trees/<root>.ok  how the directories of it looked when it was whole
+//	room/            what transfers under way have set aside
 //	*.lock           flocks, see Cache
 //
 // A task may have damaged what it was given, so nothing here is believed by

@@ -25,6 +25,7 @@ type fake struct {
 	reads atomic.Int64 // blobs handed out
 	trees atomic.Int64
 	each  func(cas.Digest) error // before a blob is handed out
+	stall func(context.Context)  // before the first of a batch is
 }
 
 func newFake() *fake { return &fake{blobs: map[cas.Hash][]byte{}} }
@@ -85,6 +86,9 @@ func (f *fake) ReadBatch(ctx context.Context, list []cas.Digest, each func(cas.D
 		mu   sync.Mutex
 		gone []cas.Digest
 	)
+	if f.stall != nil {
+		f.stall(ctx)
+	}
 	for part := range slices.Chunk(list, len(list)/4+1) {
 		g.Go(func() error {
 			for _, d := range part {

@@ -25,15 +25,14 @@ type Source interface {
 }
 
 const (
-	largeBlob = 1 << 20 // from here on a blob goes to the disk piece by piece
-	streams   = 2       // large blobs at a time: hashing one takes a processor
-	pieces    = 4       // of a stream on their way to the disk
-	pieceSize = 256 << 10
+	largeBlob = 1 << 20         // from here on a blob goes to the disk piece by piece
+	streams   = 2               // large blobs at a time: hashing one takes a processor
 	saveEvery = 2 * time.Second // what a kill costs in hashing
 )
 
-// fetch gets what is missing into the cache.
-func (c *Cache) fetch(ctx context.Context, from Source, missing []entry) error {
+// fetch gets what is missing into the cache. With watched it ends with
+// errTight when the disk becomes too full meanwhile.
+func (c *Cache) fetch(ctx context.Context, from Source, missing []entry, watched bool) error {
 	type modes struct{ plain, exec bool }
 	wanted := make(map[cas.Digest]modes, len(missing))
 	var bytes int64
@@ -74,6 +73,12 @@ func (c *Cache) fetch(ctx context.Context, from Source, missing []entry) error {
 		absent = append(absent, m.Digests...)
 		return nil
 	}
+	ctx, tight := context.WithCancelCause(ctx)
+	defer tight(nil)
+	if watched {
+		go c.watch(ctx, func() { tight(errTight) })
+	}
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	if len(small) > 0 {
 		g.Go(func() error {
@@ -98,6 +103,9 @@ func (c *Cache) fetch(ctx context.Context, from Source, missing []entry) error {
 	f.mu.Lock()
 	f.keep()
 	f.mu.Unlock()
+	if err != nil && errors.Is(context.Cause(parent), errTight) {
+		return errTight
+	}
 	if err == nil && len(absent) > 0 {
 		slices.SortFunc(absent, func(a, b cas.Digest) int { return slices.Compare(a.Hash[:], b.Hash[:]) })
 		err = &cas.MissingError{Digests: slices.Compact(absent)}
@@ -184,12 +192,9 @@ func (f *fetching) stream(ctx context.Context, from Source, d cas.Digest, plain,
 			_ = f.c.dir.remove(temp)
 		}
 	}()
-	w := newPipeline(file)
-	err = from.Read(ctx, d, w)
-	if werr := w.close(); werr != nil {
-		err = werr // what stopped the reading, too
-	}
-	if err == nil {
+	// Read hashes while the kernel takes the bytes, and the connection fills
+	// meanwhile: no stage between them.
+	if err = from.Read(ctx, d, file); err == nil {
 		_, err = seal(file, list[0].perm())
 	}
 	if cerr := file.Close(); err == nil {
@@ -215,69 +220,4 @@ func (f *fetching) stream(ctx context.Context, from Source, d cas.Digest, plain,
 		f.note(k, i)
 	}
 	return nil
-}
-
-// pipeline writes while the next bytes are still being hashed.
-type pipeline struct {
-	free, full chan []byte
-	cur        []byte
-	failed     chan struct{} // closed when a write has failed
-	done       chan struct{}
-	err        error
-}
-
-func newPipeline(w io.Writer) *pipeline {
-	p := &pipeline{
-		free: make(chan []byte, pieces), full: make(chan []byte, pieces),
-		failed: make(chan struct{}), done: make(chan struct{}),
-	}
-	for range pieces {
-		p.free <- nil
-	}
-	go func() {
-		defer close(p.done)
-		for b := range p.full {
-			if p.err == nil {
-				if _, p.err = w.Write(b); p.err != nil {
-					close(p.failed)
-				}
-			}
-			p.free <- b[:0]
-		}
-	}()
-	return p
-}
-
-func (p *pipeline) Write(b []byte) (n int, err error) {
-	n = len(b)
-	for len(b) > 0 {
-		select {
-		case <-p.failed:
-			return n - len(b), p.err
-		default:
-		}
-		if p.cur == nil {
-			if p.cur = <-p.free; p.cur == nil {
-				p.cur = make([]byte, 0, pieceSize)
-			}
-		}
-		m := min(len(b), cap(p.cur)-len(p.cur))
-		p.cur = append(p.cur, b[:m]...)
-		b = b[m:]
-		if len(p.cur) == cap(p.cur) {
-			p.full <- p.cur
-			p.cur = nil
-		}
-	}
-	return n, nil
-}
-
-// close waits until everything is written and returns what went wrong.
-func (p *pipeline) close() error {
-	if len(p.cur) > 0 {
-		p.full <- p.cur
-	}
-	close(p.full)
-	<-p.done
-	return p.err
 }

@@ -57,9 +57,11 @@ type Result struct {
 
 // Materialise fills the empty directory dst with the tree of root. Files have
 // mode 0444 or 0555 and belong to us or, if copied, to UID; directories belong
-// to UID. What is not here comes from from. A tree that must not be written is
-// an Invalid error, absent blobs are a *cas.MissingError. On an error dst is
-// empty again.
+// to UID. A How that cannot be followed here is a Precondition error. What is
+// not here comes from from; the limits of the cache hold meanwhile, but for
+// what one tree needs beyond them, and the bytes of trees that tasks have
+// mounted. A tree that must not be written is an Invalid error, absent blobs
+// are a *cas.MissingError. On an error dst is empty again.
 func (c *Cache) Materialise(ctx context.Context, from Source, root cas.Digest, dst string, how How) (res *Result, err error) {
 	began := time.Now()
 	if how.UID < 0 {
@@ -69,7 +71,7 @@ func (c *Cache) Materialise(ctx context.Context, from Source, root cas.Digest, d
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := c.lock(ctx, useLock, true)
+	unlock, err := c.use(ctx, true)
 	if err != nil {
 		return nil, err
 	}
@@ -85,18 +87,12 @@ func (c *Cache) Materialise(ctx context.Context, from Source, root cas.Digest, d
 	c.mu.Unlock()
 	res = &Result{Files: len(p.files), Top: dst, Undo: func() error { return nil }}
 	res.Items, res.Bytes = c.Usage()
-	missing := c.lacking(p.entries)
-	res.Cold, res.Hot = blobSizes(p.entries, missing)
-	if len(missing) > 0 {
-		if err := c.makeRoom(ctx, missing, &unlock); err != nil {
-			return nil, err
-		}
-		err := c.fetch(ctx, from, missing)
-		if err != nil {
-			c.saveLogged()
-			return nil, err
-		}
+	fetched, err := c.gather(ctx, from, p, &unlock)
+	if err != nil {
+		c.saveLogged()
+		return nil, err
 	}
+	res.Cold, res.Hot = blobSizes(p.entries, fetched)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, empty(dst))
@@ -161,20 +157,35 @@ func (c *Cache) choose(how How, dst string) ([]Method, error) {
 		return append(list, Copy), nil
 	case Link:
 		if own && !trusted {
-			return nil, skep.Errorf(skep.Invalid, "inputs by links: uid %d could write to them", how.UID)
+			return nil, skep.Errorf(skep.Precondition, "inputs by links: uid %d could write to them", how.UID)
 		}
 	case Overlay:
 		if !own {
-			return nil, skep.Errorf(skep.Invalid, "inputs by overlay: directories of the tree would not be uid %d's", how.UID)
+			return nil, skep.Errorf(skep.Precondition, "inputs by overlay: directories of the tree would not be uid %d's", how.UID)
 		}
 		if how.Scratch == "" {
-			return nil, skep.Errorf(skep.Invalid, "inputs by overlay: no directory for what the task writes")
+			return nil, skep.Errorf(skep.Precondition, "inputs by overlay: no directory for what the task writes")
 		}
-	case Reflink, Copy:
+	case Reflink:
+		if !c.clones(dst) {
+			return nil, skep.Errorf(skep.Precondition, "inputs by reflink: the file systems of %s and %s do not share blocks; let the bot choose another way", c.opt.Dir, dst)
+		}
+	case Copy:
 	default:
-		return nil, skep.Errorf(skep.Invalid, "inputs by %q: want reflink, link, overlay or copy", how.Method)
+		return nil, skep.Errorf(skep.Precondition, "inputs by %q: want reflink, link, overlay or copy", how.Method)
 	}
 	return []Method{how.Method}, nil
+}
+
+// Check reports whether directories can be made as how says below dst: a
+// Precondition error means that the machine, or how it is set up, does not
+// allow it.
+func (c *Cache) Check(how How, dst string) error {
+	if how.UID < 0 {
+		how.UID, how.GID = os.Geteuid(), os.Getegid()
+	}
+	_, err := c.choose(how, dst)
+	return err
 }
 
 // clones reports whether files of the cache can share their blocks with files
@@ -240,7 +251,7 @@ func (c *Cache) fillBy(ctx context.Context, p *plan, dst string, how How, m Meth
 	if m == Link {
 		c.linked(p)
 		put = func(at *dir, f planFile) error {
-			err := c.dir.link(f.key.String(), at, f.name)
+			err := c.link(f.key, at, f.name)
 			if isLinkLimit(err) {
 				_, err = c.dir.copyTo(f.key.String(), at, f.name, f.key.perm(), false, -1, -1)
 			}

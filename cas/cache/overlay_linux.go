@@ -18,10 +18,15 @@ import (
 // overlay mounts the ready tree of p at dst; what the task writes goes to
 // how.Scratch.
 func (c *Cache) overlay(ctx context.Context, p *plan, dst string, how How, res *Result) (err error) {
-	lower, unlock, err := c.lower(ctx, p)
+	lower := -1
+	unlock, err := c.lower(ctx, p, func(path string) (err error) {
+		lower, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return failed("open", path, err)
+	})
 	if err != nil {
 		return err
 	}
+	defer func() { _ = unix.Close(lower) }()
 	upper, work := filepath.Join(how.Scratch, "upper"), filepath.Join(how.Scratch, "work")
 	undo := sync.OnceValue(func() error {
 		defer unlock()
@@ -59,9 +64,9 @@ func (c *Cache) overlay(ctx context.Context, p *plan, dst string, how How, res *
 
 // mountOverlay names the directories by descriptors: a path may hold what has
 // a meaning in the options of a mount.
-func mountOverlay(lower, upper, work, at string) error {
-	var opts []string
-	for _, o := range []struct{ name, path string }{{"lowerdir", lower}, {"upperdir", upper}, {"workdir", work}} {
+func mountOverlay(lower int, upper, work, at string) error {
+	opts := []string{"lowerdir=/proc/self/fd/" + strconv.Itoa(lower)}
+	for _, o := range []struct{ name, path string }{{"upperdir", upper}, {"workdir", work}} {
 		fd, err := unix.Open(o.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return failed("open", o.path, err)

@@ -214,36 +214,53 @@ func lookAt(path string, p *plan) ([]info, error) {
 	return out, nil
 }
 
-// lower returns the directory of the ready tree of p, made if need be, and a
-// lock that keeps it there.
-func (c *Cache) lower(ctx context.Context, p *plan) (path string, unlock func(), err error) {
+// lower has open open the directory of the ready tree of p, made if need be,
+// and returns a lock that keeps what is in it there. The path may be another
+// tree's as soon as lower returns: one to whom this one does not look whole
+// makes it anew.
+func (c *Cache) lower(ctx context.Context, p *plan, open func(path string) error) (unlock func(), err error) {
 	held, err := c.lock(ctx, treeLock, false)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	defer held()
 	unlock, err = lockFile(ctx, c.treePath(p.root, ""), true)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			unlock()
 		}
 	}()
-	path = c.treePath(p.root, ".d")
+	path := c.treePath(p.root, ".d")
 	if c.intact(p) {
-		return path, unlock, nil
+		return unlock, open(path)
 	}
 	if err := os.Remove(c.treePath(p.root, ".ok")); err != nil && !os.IsNotExist(err) {
-		return "", nil, err
+		return nil, err
 	}
 	// Another task may still look at what is there: it goes when nobody does.
 	old := filepath.Join(c.opt.Dir, treesDir, c.tempName())
 	if err := os.Rename(path, old); err != nil && !os.IsNotExist(err) {
-		return "", nil, err
+		return nil, err
 	}
-	return path, unlock, c.build(ctx, p, path)
+	if err := c.build(ctx, p, path); err != nil {
+		return nil, err
+	}
+	return unlock, open(path)
+}
+
+// link makes a link to the file of an entry. Another user of the cache may
+// replace the file by the same content at this moment: the old one then cannot
+// be linked any more, which says "no such file".
+func (c *Cache) link(k key, at *dir, name string) (err error) {
+	for range 4 {
+		if err = c.dir.link(k.String(), at, name); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return err
 }
 
 // build makes a ready tree out of links to the entries.
@@ -263,10 +280,10 @@ func (c *Cache) build(ctx context.Context, p *plan, path string) (err error) {
 	}
 	defer top.close()
 	err = p.lay(ctx, top, -1, -1, func(at *dir, f planFile) error {
-		err := c.dir.link(f.key.String(), at, f.name)
+		err := c.link(f.key, at, f.name)
 		for try := 0; isLinkLimit(err) && try < 3; try++ {
 			if err = c.renew(f.key); err == nil {
-				err = c.dir.link(f.key.String(), at, f.name)
+				err = c.link(f.key, at, f.name)
 			}
 		}
 		return err

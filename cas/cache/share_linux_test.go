@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/need"
+
+	"github.com/gofrs/flock"
 )
 
 // TestMain lets the test binary be another process of a shared cache:
@@ -168,6 +172,83 @@ func TestSharedAndKilled(t *testing.T) {
 	}
 }
 
+// TestTrimGetsItsTurn: makers of trees whose uses overlap all the time do not
+// keep one who trims out, nor does one who waits for long keep them out.
+func TestTrimGetsItsTurn(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *Cache {
+		c, err := Open(Options{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	users, over := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	for range 4 {
+		c := open()
+		all.Go(func() {
+			for users.Err() == nil {
+				unlock, err := c.use(users, true)
+				if err != nil {
+					return
+				}
+				<-time.After(30 * time.Millisecond) // what making a tree takes
+				unlock()
+			}
+		})
+	}
+	for range 5 {
+		trim, err := open().Trim(ctx)
+		if err != nil {
+			t.Fatal("among users that never pause:", err)
+		}
+		if err := trim.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	over()
+	all.Wait()
+
+	fetching, err := open().use(ctx, true) // for as long as the test takes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fetching()
+	waits, giveUp := context.WithCancel(ctx)
+	c := open()
+	all.Go(func() {
+		if trim, err := c.Trim(waits); err == nil {
+			t.Error("trimmed while somebody fetches")
+			_ = trim.Close()
+		}
+	})
+	for { // until it has the turn
+		l := flock.New(filepath.Join(dir, turnLock))
+		free, err := l.TryLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = l.Close()
+		if !free {
+			break
+		}
+		runtime.Gosched() // what another holds has no event
+	}
+	for range 3 {
+		unlock, err := open().use(ctx, true)
+		if err != nil {
+			t.Fatal("behind one who waits for a fetch:", err)
+		}
+		unlock()
+	}
+	giveUp()
+	all.Wait()
+}
+
 // Reflinks need a file system that shares blocks; one is made in a file.
 func TestReflink(t *testing.T) {
 	for _, kind := range []struct {
@@ -218,10 +299,7 @@ func TestReflink(t *testing.T) {
 func mountLoop(t *testing.T, kind string, mkfs []string) string {
 	t.Helper()
 	skip := func(why string) {
-		if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), kind) {
-			t.Fatalf("SKEP_TEST_REQUIRE names %s: %s", kind, why)
-		}
-		t.Skip("SKIPPED: " + why)
+		need.Skip(t, kind, why)
 	}
 	known, _ := os.ReadFile("/proc/filesystems")
 	if os.Geteuid() != 0 || !strings.Contains(string(known), "\t"+kind+"\n") {

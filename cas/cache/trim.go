@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,7 +37,7 @@ type victim struct {
 // Trim begins to remove entries, when no tree is being made by anybody; until
 // ctx ends it waits for that. The caller must Close it.
 func (c *Cache) Trim(ctx context.Context) (*Trimmer, error) {
-	unlock, err := c.lock(ctx, useLock, false)
+	unlock, err := c.use(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +131,7 @@ func (t *Trimmer) Enforce() error {
 	tooOld := o.Now().Add(-o.MaxAge)
 	for len(t.list) > 0 {
 		used, _ := t.Oldest()
-		if t.bytes <= o.MaxBytes && (o.MaxItems == 0 || t.items <= o.MaxItems) && !used.Before(tooOld) {
+		if !t.c.over(t.bytes, t.items, o.MinFree) && !used.Before(tooOld) {
 			return nil
 		}
 		if _, err := t.Evict(); err != nil {
@@ -148,59 +147,6 @@ func (t *Trimmer) Close() error {
 	t.c.mu.Lock()
 	defer t.c.mu.Unlock()
 	return t.c.save()
-}
-
-// makeRoom evicts what the missing entries need room for, in the cache's own
-// limits and on the disk. It gives up our shared lock meanwhile.
-func (c *Cache) makeRoom(ctx context.Context, missing []entry, unlock *func()) error {
-	var need int64
-	for _, e := range missing {
-		need += e.size
-	}
-	free, err := c.opt.Free(c.opt.Dir)
-	if err != nil {
-		return err
-	}
-	if free-need >= c.opt.MinFree {
-		return nil
-	}
-	(*unlock)()
-	*unlock = func() {}
-	if t, err := c.Trim(ctx); err != nil {
-		return err
-	} else if err := t.release(need + c.opt.MinFree - free); err != nil {
-		return errors.Join(err, t.Close())
-	} else if err := t.Close(); err != nil {
-		return err
-	}
-	if *unlock, err = c.lock(ctx, useLock, true); err != nil {
-		return err
-	}
-	if free, err = c.opt.Free(c.opt.Dir); err != nil {
-		return err
-	}
-	if free < need {
-		return fmt.Errorf("the disk of the bot is full: inputs need %d bytes, %d are free, and nothing else in the cache can go", need, free)
-	}
-	return nil
-}
-
-// release evicts until so many bytes were freed, sparing what was used within
-// the last minute: the inputs that are being made.
-func (t *Trimmer) release(bytes int64) error {
-	recent := t.c.opt.Now().Add(-usedGrain * time.Second)
-	for bytes > 0 {
-		used, ok := t.Oldest()
-		if !ok || used.After(recent) {
-			return nil
-		}
-		n, err := t.Evict()
-		if err != nil {
-			return err
-		}
-		bytes -= n
-	}
-	return nil
 }
 
 // Clean brings a cache in order that nobody uses: unknown and temporary files
@@ -252,7 +198,7 @@ func (c *Cache) cleanEntries() error {
 				here[k] = true
 				continue
 			}
-		case e.Name() == stateFile, e.Name() == treesDir, strings.HasSuffix(e.Name(), ".lock"):
+		case e.Name() == stateFile, e.Name() == treesDir, e.Name() == roomDir, strings.HasSuffix(e.Name(), ".lock"):
 			continue
 		}
 		errs = append(errs, debris.Remove(filepath.Join(c.opt.Dir, e.Name())))

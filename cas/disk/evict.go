@@ -23,10 +23,13 @@ func (s *Store) evict(ctx context.Context, must, want int64) (freed int64, err e
 		if err = ctx.Err(); err != nil {
 			break
 		}
+		if err = s.remark(ctx); err != nil {
+			break
+		}
 		var n, died int64
 		n, died, err = s.evictOldest(want - freed)
 		freed += n
-		if err != nil || n+died == 0 {
+		if err != nil || n+died == 0 && !s.pinsArrived() {
 			break
 		}
 		if freed < want {
@@ -155,7 +158,11 @@ func (s *Store) evictOldest(goal int64) (freed, died int64, err error) {
 		old[r.pack] = append(old[r.pack], r.ord)
 	})
 	// Of those last used at the cut itself only as many go as needed.
+	// When a task is accepted meanwhile, nothing goes until its tree is marked.
 	take := func(used uint32, flags uint8, n int64) bool {
+		if len(s.pins.arrived) > 0 {
+			return false
+		}
 		pin, fresh := s.protected(used, flags, now)
 		if pin || fresh || used > cut || used == cut && older+atCut >= goal {
 			return false
@@ -164,6 +171,9 @@ func (s *Store) evictOldest(goal int64) (freed, died int64, err error) {
 			atCut += n
 		}
 		return true
+	}
+	if err := s.step("evict"); err != nil {
+		return 0, 0, err
 	}
 	for _, at := range old[0] {
 		freed += s.evictFile(at, take)

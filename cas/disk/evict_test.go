@@ -1,11 +1,14 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -137,11 +140,7 @@ func TestAnnouncedBytesEvictNothing(t *testing.T) {
 	if m, err := s.Missing(t.Context(), []cas.Digest{old.Digest}); len(m) > 0 || err != nil { // what was asked for stays
 		t.Fatal(m, err)
 	}
-	for at := 0; at < len(big.Data); at += 1_000_000 {
-		if _, err = unnamed.Write(big.Data[at : at+1_000_000]); err != nil {
-			break
-		}
-	}
+	err = unnamed.Take(bytes.NewReader(big.Data), func() {})
 	if skep.KindOf(err) != skep.Exhausted || !strings.Contains(err.Error(), "of at most 10000000") {
 		t.Errorf("no room half way: %v, want an Exhausted error with sizes", err)
 	}
@@ -381,5 +380,74 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		s = open(t, o)
+	}
+}
+
+// A task that is accepted while blobs are being evicted finds its inputs,
+// whether this process accepts it or another one on the same tables.
+func TestTaskAcceptedDuringEviction(t *testing.T) {
+	for _, size := range []int{10_000, 100_000} { // in packs, in files
+		for name, accept := range map[string]func(s *Store, root cas.Digest, tell func()){
+			"by us":                func(s *Store, root cas.Digest, tell func()) { done := s.Pin(root); tell(); done() },
+			"still being accepted": func(s *Store, root cas.Digest, _ func()) { s.Pin(root) },
+			"by another process":   func(_ *Store, _ cas.Digest, tell func()) { tell() },
+		} {
+			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
+				c := newClock()
+				o := limited(t, c, int64(20*size))
+				var told atomic.Bool
+				var asked int
+				var s *Store
+				var root cas.Digest
+				o.Roots = func(context.Context) ([]cas.Digest, error) {
+					roots := []cas.Digest{}
+					if told.Load() {
+						roots = append(roots, root)
+					}
+					// Another process commits right after we asked.
+					if asked++; asked == 1 && name == "by another process" {
+						accept(s, root, func() { told.Store(true) })
+					}
+					return roots, nil
+				}
+				s = open(t, o)
+				var files []Blob
+				d := &cas.Directory{}
+				for i := range 8 { // the oldest
+					files = append(files, blob(uint64(i), size))
+					d.Files = append(d.Files, cas.File{Name: fmt.Sprint("f", i), Digest: files[i].Digest})
+				}
+				sub := Blob{Data: d.Encode()}
+				sub.Digest = cas.Sum(sub.Data)
+				top := Blob{Data: (&cas.Directory{Dirs: []cas.Dir{{Name: "d", Digest: sub.Digest}}}).Encode()}
+				root = cas.Sum(top.Data)
+				top.Digest = root
+				put(t, s, append(files, sub, top)...)
+				c.add(time.Hour)
+				for i := range 10 {
+					put(t, s, blob(uint64(50+i), size))
+				}
+				c.add(2 * Keep)
+				if name != "by another process" {
+					var once sync.Once
+					s.hook = func(step string) error {
+						if step == "evict" {
+							once.Do(func() { accept(s, root, func() { told.Store(true) }) })
+						}
+						return nil
+					}
+				}
+				for i := range 6 {
+					put(t, s, blob(uint64(100+i), size))
+				}
+				if s.Usage().Evicted == 0 {
+					t.Fatal("nothing was evicted")
+				}
+				for _, b := range append(files, sub, top) {
+					wantHas(t, s, b, true)
+				}
+				wantDisk(t, s)
+			})
+		}
 	}
 }

@@ -111,7 +111,9 @@ func (s *Store) fits(ctx context.Context, need int64) error {
 	if s.failedLately(need) {
 		return s.full(need, nil)
 	}
-	if err := s.mark(ctx); err != nil {
+	err = s.mark(ctx)
+	s.unmark()
+	if err != nil {
 		return err
 	}
 	may := s.removable(func(uint32, int64) {})
@@ -181,6 +183,7 @@ func (s *Store) makeRoom(ctx context.Context, need int64, diskFull bool) (progre
 	if !diskFull && s.failedLately(need) {
 		return false, nil
 	}
+	defer s.unmark()
 	if err := s.mark(ctx); err != nil {
 		return false, err
 	}

@@ -36,7 +36,8 @@ type Options struct {
 	MinFree  int64  // bytes of the file system that stay free; 0 = DefaultMinFree
 
 	// Roots returns the trees that must stay: inputs of pending and running
-	// tasks. It is asked when something must go; nil = none.
+	// tasks. It is asked when something must go, and again while it goes; nil =
+	// none. See Pin for tasks that come meanwhile.
 	Roots func(context.Context) ([]cas.Digest, error)
 
 	Now func() time.Time // nil = time.Now
@@ -77,7 +78,8 @@ type Store struct {
 	stats    struct{ evicted, evictedBytes, corrupt, pinned, fresh int64 }
 
 	room   chan struct{} // holds one token: who has it evicts
-	failed struct {      // the last eviction that could not do enough; of who has the token
+	pins   pins
+	failed struct { // the last eviction that could not do enough; of who has the token
 		need int64
 		at   time.Time
 	}

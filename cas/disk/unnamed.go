@@ -2,14 +2,16 @@ package disk
 
 import (
 	"context"
+	"io"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
+	"github.com/skepdev/skep/internal/readahead"
 )
 
-// Unnamed is the writing of one blob whose digest is told at its end, so that
-// the writer hashes while we do. Nobody can go on with it: what ends before
-// its Commit is forgotten. It is not for many goroutines at once.
+// Unnamed is the writing of one blob whose digest nobody knows before all of it
+// is here: the store tells it. Nobody can go on with it: what ends before its
+// Commit is forgotten. It is not for many goroutines at once.
 type Unnamed struct{ up *Upload }
 
 // UploadUnnamed starts writing a large blob of size bytes, more than a pack
@@ -37,30 +39,50 @@ func (s *Store) UploadUnnamed(ctx context.Context, size int64) (*Unnamed, error)
 // unnamedPrefix is of ids that no caller of Upload has.
 const unnamedPrefix = "\x00"
 
-// Write appends to the content. More bytes than announced are an Invalid error
-// that changes nothing; after any other error all is gone.
-func (n *Unnamed) Write(p []byte) (int, error) { return n.up.Write(p) }
+// Take appends all that r has; see readahead.Copy for stop. More bytes than
+// were announced are an Invalid error; after any other all is gone.
+func (n *Unnamed) Take(r io.Reader, stop func()) error {
+	_, err := readahead.Copy(r, stop, &n.up.u.sum, (*unnamedFile)(n))
+	return err
+}
 
-// Commit checks the content against d and makes the blob durable, unless the
-// store has it already. Content that differs is an Invalid error. Whether it
+// unnamedFile is the file of an Unnamed, as a stage after the hash.
+type unnamedFile Unnamed
+
+func (n *unnamedFile) Write(p []byte) (int, error) {
+	u := n.up.u
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err := n.up.mayWrite(p); err != nil {
+		return 0, err
+	}
+	if err := n.up.write(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Commit makes the blob durable, unless the store has it already, and returns
+// its digest. Fewer bytes than were announced are an Invalid error. Whether it
 // fails or not, the writing has ended.
-func (n *Unnamed) Commit(ctx context.Context, d cas.Digest) error {
+func (n *Unnamed) Commit(ctx context.Context) (cas.Digest, error) {
 	up := n.up
 	u, s := up.u, up.s
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.owner != up || u.ended {
-		return errTakenOver
+		return cas.Digest{}, errTakenOver
 	}
 	defer u.end(s)
-	if err := u.check(d); err != nil {
-		return err
+	if u.came != u.digest.Size || u.sum.size != u.came {
+		return cas.Digest{}, skep.Errorf(skep.Invalid, "blob %s: only %d came", u, u.came)
 	}
+	d := cas.Digest{Hash: cas.Hash(u.sum.hash.Sum(nil)), Size: u.came}
 	missing, err := s.Missing(ctx, []cas.Digest{d})
 	if err != nil || len(missing) == 0 {
-		return err
+		return d, err
 	}
-	return u.install(s, d)
+	return d, u.install(s, d)
 }
 
 // Close forgets what was not committed.

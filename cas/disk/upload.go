@@ -42,7 +42,8 @@ type upload struct {
 	file  *os.File
 	temp  string
 	data  []byte // of a small blob, instead of a file
-	sum   summer
+	came  int64  // bytes that are here
+	sum   summer // of them
 	ended bool
 	held  int64 // bytes reserved: those that came, and a step
 	began int64 // bytes of which writing to disk was started
@@ -158,7 +159,7 @@ func (s *Store) UploadOffset(d cas.Digest, id string) (offset int64, complete, k
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.sum.size, false, !u.ended
+	return u.came, false, !u.ended
 }
 
 // Offset is where the next Write goes.
@@ -168,7 +169,7 @@ func (up *Upload) Offset() int64 {
 	}
 	up.u.mu.Lock()
 	defer up.u.mu.Unlock()
-	return up.u.sum.size
+	return up.u.came
 }
 
 var errTakenOver = skep.Errorf(skep.Conflict, "somebody else goes on with this upload, or it has ended")
@@ -186,43 +187,60 @@ func (up *Upload) Write(p []byte) (int, error) {
 	u := up.u
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.owner != up || u.ended {
-		return 0, errTakenOver
-	}
-	u.last.Store(up.s.o.Now().UnixNano())
-	if int64(len(p)) > u.digest.Size-u.sum.size {
-		return 0, skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u)
-	}
-	if err := u.hold(up.ctx, up.s, int64(len(p))); err != nil {
-		u.end(up.s)
+	if err := up.mayWrite(p); err != nil {
 		return 0, err
 	}
 	if u.file == nil {
 		u.data = append(u.data, p...)
+		u.came += int64(len(p))
 		return u.sum.Write(p)
 	}
+	written := make(chan error, 1)
+	go func() { written <- up.write(p) }() // the kernel copies while we hash
+	_, _ = u.sum.Write(p)
+	if err := <-written; err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// mayWrite says why p cannot be written, and has room for it. u.mu is held.
+func (up *Upload) mayWrite(p []byte) error {
+	u := up.u
+	if u.owner != up || u.ended {
+		return errTakenOver
+	}
+	u.last.Store(up.s.o.Now().UnixNano())
+	if int64(len(p)) > u.digest.Size-u.came {
+		return skep.Errorf(skep.Invalid, "blob %s: there are more bytes than that", u)
+	}
+	if err := u.hold(up.ctx, up.s, int64(len(p))); err != nil {
+		u.end(up.s)
+		return err
+	}
+	return nil
+}
+
+// write appends to the file; after an error the upload has ended. u.mu is held.
+func (up *Upload) write(p []byte) error {
+	u := up.u
 	err := up.s.step("write upload")
 	if err == nil {
-		at, written := u.sum.size, make(chan error, 1)
-		go func() { // the kernel copies while we hash
-			_, err := u.file.WriteAt(p, at)
-			written <- err
-		}()
-		_, _ = u.sum.Write(p)
-		err = <-written
+		_, err = u.file.WriteAt(p, u.came)
 	}
 	if err != nil {
 		u.end(up.s)
 		if isFull(err) {
-			return 0, up.s.full(u.digest.Size, err)
+			return up.s.full(u.digest.Size, err)
 		}
-		return 0, fmt.Errorf("write blob %s: %w", u, err)
+		return fmt.Errorf("write blob %s: %w", u, err)
 	}
-	if n := u.sum.size - u.began; n >= 8<<20 {
+	u.came += int64(len(p))
+	if n := u.came - u.began; n >= 8<<20 {
 		writeBehind(u.file, u.began, n)
 		u.began += n
 	}
-	return len(p), nil
+	return nil
 }
 
 // Steps in which room is reserved: as much again as has come.
@@ -233,7 +251,7 @@ const (
 
 // hold reserves room for n more bytes, and some ahead.
 func (u *upload) hold(ctx context.Context, s *Store, n int64) error {
-	all, came := fileLen(u.digest.Size), u.sum.size+n
+	all, came := fileLen(u.digest.Size), u.came+n
 	if came == u.digest.Size {
 		came = all // with the footer
 	}
@@ -287,8 +305,8 @@ func (up *Upload) Commit(ctx context.Context) error {
 
 // check compares all that came with a digest.
 func (u *upload) check(d cas.Digest) error {
-	if u.sum.size != d.Size {
-		return skep.Errorf(skep.Invalid, "blob %s: the content has %d bytes", d, u.sum.size)
+	if u.came != d.Size {
+		return skep.Errorf(skep.Invalid, "blob %s: the content has %d bytes", d, u.came)
 	}
 	if got := cas.Hash(u.sum.hash.Sum(nil)); got != d.Hash {
 		return skep.Errorf(skep.Invalid, "blob %s: the content's hash is %s", d, got)

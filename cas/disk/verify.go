@@ -4,17 +4,33 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/skepdev/skep/cas"
 )
 
-// verifyAll holds blobs against their digests, in parallel when there is
-// enough of them, and returns their CRC-32C.
+// verifyAll holds blobs against their digests and returns their CRC-32C.
 func verifyAll(blobs []Blob, errs []error) []uint32 {
 	sums := make([]uint32, len(blobs))
-	one := func(i int) {
+	forAll(blobs, func(i int) {
 		if errs[i] = verify(blobs[i]); errs[i] == nil {
 			sums[i] = crc(blobs[i].Data)
 		}
-	}
+	})
+	return sums
+}
+
+// nameAll gives blobs the digests of their content and returns their CRC-32C.
+func nameAll(blobs []Blob) []uint32 {
+	sums := make([]uint32, len(blobs))
+	forAll(blobs, func(i int) {
+		b := &blobs[i]
+		b.Digest, sums[i] = cas.Sum(b.Data), crc(b.Data)
+	})
+	return sums
+}
+
+// forAll calls one for each blob, in parallel when there is enough of them.
+func forAll(blobs []Blob, one func(i int)) {
 	var total int
 	for _, b := range blobs {
 		total += len(b.Data)
@@ -24,7 +40,7 @@ func verifyAll(blobs []Blob, errs []error) []uint32 {
 		for i := range blobs {
 			one(i)
 		}
-		return sums
+		return
 	}
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -36,5 +52,4 @@ func verifyAll(blobs []Blob, errs []error) []uint32 {
 		})
 	}
 	wg.Wait()
-	return sums
 }

@@ -398,8 +398,26 @@ func (w *writer) rollback(s *Store, cause error) {
 func (s *Store) PutBatch(ctx context.Context, blobs []Blob) []error {
 	errs := make([]error, len(blobs))
 	sums := verifyAll(blobs, errs)
+	s.putAll(ctx, blobs, sums, errs)
+	return errs
+}
+
+// PutUnnamed is PutBatch of blobs without digests, and gives them these. had
+// says which the store had before.
+func (s *Store) PutUnnamed(ctx context.Context, blobs []Blob) (had []bool, errs []error) {
+	errs = make([]error, len(blobs))
+	sums := nameAll(blobs)
+	return s.putAll(ctx, blobs, sums, errs), errs
+}
+
+// putAll stores blobs that have no error in errs. had says which were there.
+func (s *Store) putAll(ctx context.Context, blobs []Blob, sums []uint32, errs []error) (had []bool) {
+	had = make([]bool, len(blobs))
 	if err := ctx.Err(); err != nil {
-		return all(errs, err)
+		for i := range errs {
+			errs[i] = err
+		}
+		return had
 	}
 	var (
 		small  commit
@@ -414,6 +432,7 @@ func (s *Store) PutBatch(ctx context.Context, blobs []Blob) []error {
 		}
 		if r, ok := s.find(b.Digest); ok {
 			s.touch(r, true)
+			had[i] = true
 			continue
 		}
 		if b.Digest.Size > smallMax {
@@ -438,7 +457,7 @@ func (s *Store) PutBatch(ctx context.Context, blobs []Blob) []error {
 		}
 	}
 	wg.Wait()
-	return errs
+	return had
 }
 
 // writeSmall makes room and writes. A full disk gets one more try, after
@@ -475,13 +494,6 @@ func (s *Store) writeSmall(ctx context.Context, c *commit, need int64) error {
 // their sync.
 func (s *Store) Put(ctx context.Context, d cas.Digest, data []byte) error {
 	return s.PutBatch(ctx, []Blob{{d, data}})[0]
-}
-
-func all(errs []error, err error) []error {
-	for i := range errs {
-		errs[i] = err
-	}
-	return errs
 }
 
 func verify(b Blob) error {

@@ -178,9 +178,6 @@ func (s *Service) Write(in bspb.ByteStream_WriteServer) error {
 	if err != nil {
 		return s.status(ctx, err, "")
 	}
-	if r, is, err := ParseUnnamed(msg.ResourceName); is {
-		return s.writeUnnamed(ctx, in, msg, r, err)
-	}
 	r, err := ParseWrite(msg.ResourceName)
 	if err != nil {
 		return s.status(ctx, err, "")
@@ -303,9 +300,6 @@ type messages struct {
 	offset int64 // of the next message
 	free   bool  // offsets mean nothing: that of a compressed stream mixes two kinds of bytes
 	ended  bool
-
-	unnamed bool
-	last    string // the name in the last message of an unnamed one
 }
 
 // message returns the data of the next message, io.EOF after the last.
@@ -321,9 +315,7 @@ func (m *messages) message() ([]byte, error) {
 	}
 	m.fresh = false
 	req := &m.msg.WriteRequest
-	if m.unnamed && req.FinishWrite {
-		m.last = req.ResourceName
-	} else if req.ResourceName != "" && req.ResourceName != m.name {
+	if req.ResourceName != "" && req.ResourceName != m.name {
 		return nil, skep.Invalidf("resource_name", "changes within a stream")
 	}
 	if !m.free {

@@ -18,15 +18,24 @@ const (
 	maxBatch = maxMessage - 192<<10
 )
 
+// PlainHeader is the metadata with which the answer of GetCapabilities says that
+// large blobs may also be read and written by HTTP/1.1 at the same address. Its
+// value is the version of how, "1". wire: docs/wire/cas.md#plain-transfers
+const PlainHeader = "skep-plain-transfers"
+
+// BundlesHeader says the same of small ones, many together. wire:
+// docs/wire/cas.md#bundles
+const BundlesHeader = "skep-plain-bundles"
+
 type capabilities struct {
 	repb.UnimplementedCapabilitiesServer
-	elsewhere string // URL of the storage that keeps the blobs; "" = this one does, and takes unnamed writes
+	elsewhere string // URL of the storage that keeps the blobs; "" = this one does, for plain transfers too
 }
 
 // GetCapabilities says what is served. A client that is not told
 // max_batch_total_size_bytes takes it for zero and makes a call for each blob.
 func (c capabilities) GetCapabilities(ctx context.Context, _ *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-	header := metadata.Pairs(UnnamedHeader, "1")
+	header := metadata.Pairs(PlainHeader, "1", BundlesHeader, "1")
 	if c.elsewhere != "" {
 		header = metadata.Pairs(ElsewhereHeader, c.elsewhere)
 	}

@@ -73,7 +73,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	w.free()
 	w.WriteRequest.Reset()
-	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	buf := data.MaterializeToBuffer(&frames)
 	if err := w.decode(buf.ReadOnlyData()); err != nil {
 		buf.Free()
 		return err

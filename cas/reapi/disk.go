@@ -28,14 +28,6 @@ func (s onDisk) Upload(ctx context.Context, d cas.Digest, id string) (Upload, er
 	return up, nil
 }
 
-func (s onDisk) UploadUnnamed(ctx context.Context, size int64) (Unnamed, error) {
-	up, err := s.Store.UploadUnnamed(ctx, size)
-	if err != nil {
-		return nil, err
-	}
-	return up, nil
-}
-
 func (s onDisk) UploadOffset(d cas.Digest, id string) int64 {
 	n, _, _ := s.Store.UploadOffset(d, id)
 	return n

@@ -38,6 +38,4 @@ func (e elsewhere) Open(context.Context, cas.Digest, int64) (io.ReadCloser, erro
 
 func (e elsewhere) Upload(context.Context, cas.Digest, string) (Upload, error) { return nil, e.err() }
 
-func (e elsewhere) UploadUnnamed(context.Context, int64) (Unnamed, error) { return nil, e.err() }
-
 func (e elsewhere) UploadOffset(cas.Digest, string) int64 { return 0 }

@@ -16,7 +16,6 @@ type memory struct {
 	blobs   map[cas.Digest][]byte
 	uploads map[string]*bytes.Buffer
 	fail    error
-	unnamed int            // uploads that are open
 	reading sync.WaitGroup // readers that are open
 }
 
@@ -91,27 +90,6 @@ func (m *memory) Upload(_ context.Context, d cas.Digest, id string) (Upload, err
 		m.uploads[key] = new(bytes.Buffer)
 	}
 	return &memoryUpload{m, m.uploads[key], d, key}, m.fail
-}
-
-func (m *memory) UploadUnnamed(context.Context, int64) (Unnamed, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.unnamed++
-	return &memoryUnnamed{m: m}, m.fail
-}
-
-type memoryUnnamed struct {
-	bytes.Buffer
-	m *memory
-}
-
-func (u *memoryUnnamed) Commit(_ context.Context, d cas.Digest) error { return u.m.put(d, u.Bytes()) }
-
-func (u *memoryUnnamed) Close() error {
-	u.m.mu.Lock()
-	defer u.m.mu.Unlock()
-	u.m.unnamed--
-	return nil
 }
 
 func (m *memory) UploadOffset(d cas.Digest, id string) int64 {

@@ -31,7 +31,6 @@ const (
 	segBlobs      = "blobs"
 	segCompressed = "compressed-blobs"
 	segUploads    = "uploads"
-	segUnnamed    = "skep-unnamed"
 )
 
 // digestFunctions are the segments that name a digest function. Ours is never
@@ -79,25 +78,6 @@ func ParseWrite(name string) (Resource, error) {
 	r.Upload = segs[0]
 	_, err = r.blob(name, segs[1:], want)
 	return r, err
-}
-
-// ParseUnnamed reads the name of a blob that is written before its digest is
-// known, [INSTANCE/]uploads/ID/skep-unnamed/SIZE. is is false for names of
-// another form; a bad one of this form is an Invalid error.
-func ParseUnnamed(name string) (r Resource, is bool, err error) {
-	const want = "[INSTANCE/]uploads/ID/skep-unnamed/SIZE"
-	segs, at, err := split(name, want, segUploads)
-	if err != nil || len(segs) < at+3 || segs[at+2] != segUnnamed {
-		return Resource{}, false, nil //nolint:nilerr // ParseWrite says what is wrong with it
-	}
-	if len(segs) != at+4 || !isUploadID(segs[at+1]) {
-		return Resource{}, true, malformed(name, want)
-	}
-	size, err := strconv.ParseInt(segs[at+3], 10, 64)
-	if err != nil || size <= 0 {
-		return Resource{}, true, malformed(name, want)
-	}
-	return Resource{Instance: strings.Join(segs[:at], "/"), Upload: segs[at+1], Digest: cas.Digest{Size: size}}, true, nil
 }
 
 // split returns the segments of name and where the first of keys stands.

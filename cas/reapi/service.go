@@ -11,6 +11,7 @@ import (
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -76,6 +77,7 @@ func (s *Service) GRPC() *grpc.Server {
 		grpc.StaticConnWindowSize(8<<20),
 		grpc.ReadBufferSize(128<<10),
 		grpc.WriteBufferSize(128<<10),
+		experimental.BufferPool(&frames),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(20*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
@@ -651,5 +652,23 @@ func TestBatchesAtOnce(t *testing.T) {
 	cancel()
 	for s.calls.Load() != 0 || s.batches.Load() != 0 { // the callbacks have goroutines of their own
 		runtime.Gosched()
+	}
+}
+
+func TestPlainTransfersAreTold(t *testing.T) {
+	for _, tc := range []struct {
+		o    Options
+		want int
+	}{{Options{Store: newMemory()}, 1}, {Options{Elsewhere: "grpcs://example.com"}, 0}} {
+		var header metadata.MD
+		if _, err := dial(t, tc.o).caps.GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{}, grpc.Header(&header)); err != nil {
+			t.Fatal(err)
+		}
+		if got := header.Get(PlainHeader); len(got) != tc.want {
+			t.Errorf("got %q", got)
+		}
+		if got := strings.Join(header.Get(ElsewhereHeader), " "); got != tc.o.Elsewhere {
+			t.Errorf("told to go to %q, want %q", got, tc.o.Elsewhere)
+		}
 	}
 }

@@ -24,8 +24,6 @@ type Store interface {
 	// Upload begins to write a blob, or goes on where the last writer with the
 	// same digest and id stopped.
 	Upload(ctx context.Context, d cas.Digest, id string) (Upload, error)
-	// UploadUnnamed begins to write a blob of that size whose digest comes last.
-	UploadUnnamed(ctx context.Context, size int64) (Unnamed, error)
 	// UploadOffset says how many bytes of an unfinished upload are here.
 	UploadOffset(d cas.Digest, id string) int64
 }
@@ -42,11 +40,4 @@ type Upload interface {
 	Write([]byte) (int, error)
 	Commit(context.Context) error // compares size and hash, then makes the blob durable
 	Close() error                 // without Commit what is here stays for a while, to be resumed
-}
-
-// Unnamed is one blob being written whose digest its writer does not know yet.
-type Unnamed interface {
-	Write([]byte) (int, error)
-	Commit(context.Context, cas.Digest) error // compares size and hash, then makes the blob durable
-	Close() error                             // without Commit nothing stays
 }

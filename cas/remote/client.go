@@ -37,8 +37,9 @@ type Client struct {
 	base     string // scheme and host as net/http wants them
 	instance string
 	loopback bool
-	http     *http.Transport
-	slots    chan struct{} // one for each message of up to 4 MiB in memory
+	http     *http.Transport // of gRPC
+	plain    *http.Transport // of HTTP/1.1
+	slots    chan struct{}   // one for each message of up to 4 MiB in memory
 	zstd     codec
 	answered atomic.Bool // once
 
@@ -61,7 +62,7 @@ func New(opt Options) (*Client, error) {
 		c.opt.Log = slog.New(slog.DiscardHandler)
 	}
 	c.slots = make(chan struct{}, c.opt.Parallel)
-	c.http = newTransport(strings.HasPrefix(c.base, "https:"), opt.RootCAs)
+	c.http, c.plain = newTransport(strings.HasPrefix(c.base, "https:"), opt.RootCAs), newPlainTransport(opt.RootCAs)
 	return c, nil
 }
 
@@ -105,7 +106,7 @@ func newTransport(secure bool, roots *x509.CertPool) *http.Transport {
 	p.SetUnencryptedHTTP2(!secure)
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment, // never for loopback
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:         dialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext),
 		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: 10 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
@@ -125,6 +126,7 @@ func (c *Client) Instance() string { return c.instance }
 // Close gives up idle connections. Calls under way go on.
 func (c *Client) Close() error {
 	c.http.CloseIdleConnections()
+	c.plain.CloseIdleConnections()
 	return nil
 }
 

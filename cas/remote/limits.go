@@ -6,13 +6,18 @@ import (
 	"github.com/skepdev/skep"
 )
 
+// elsewhereHeader is where a skep server that keeps no blobs names the storage
+// to use. wire: docs/wire/cas.md#storage-elsewhere
+const elsewhereHeader = "skep-storage"
+
 // Limits are what a storage takes: its capabilities.
 type Limits struct {
 	Batch     int64 // bytes of a batch's blobs and of what is around them; always set
 	Blob      int64 // bytes of the largest blob; 0 = no limit known
 	Zstd      bool  // streams may be compressed
 	ZstdBatch bool  // blobs of a batched upload may be compressed
-	Unnamed   bool  // a blob may be written before its digest is known; a skep server's own
+	Plain     bool  // large blobs also go by HTTP/1.1, and are hashed where they come in; a skep server's own
+	Bundles   bool  // small ones, too, many together
 
 	// Elsewhere is the URL of the storage to use instead, for a New of its own:
 	// a skep server that keeps no blobs says so. "" = this one.
@@ -42,7 +47,7 @@ func (c *Client) Limits(ctx context.Context) (Limits, error) {
 		if l, err = decodeCapabilities(b); err != nil {
 			return false, malformed(what, err)
 		}
-		l.Unnamed = header.Get(unnamedHeader) == "1"
+		l.Plain, l.Bundles = header.Get(plainHeader) == "1", header.Get(bundlesHeader) == "1"
 		l.Elsewhere = header.Get(elsewhereHeader)
 		return false, nil
 	})

@@ -60,7 +60,7 @@ func (c *Client) ReadBatch(ctx context.Context, list []cas.Digest, each func(cas
 	flush := func() {
 		if len(batch) > 0 {
 			part := batch
-			g.Go(func() error { return c.readSome(ctx, part, each, lost) })
+			g.Go(func() error { return c.readSome(ctx, limits, part, each, lost) })
 		}
 		batch, size = nil, 0
 	}
@@ -95,17 +95,30 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // readSome reads a batch. What an answer lacks or has damaged is asked for
 // again.
-func (c *Client) readSome(ctx context.Context, list []cas.Digest, each func(cas.Digest, []byte) error, lost func(cas.Digest)) error {
+func (c *Client) readSome(ctx context.Context, limits Limits, list []cas.Digest, each func(cas.Digest, []byte) error, lost func(cas.Digest)) error {
 	if err := c.hold(ctx); err != nil {
 		return err
 	}
 	defer c.release()
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	open := make(map[cas.Digest]bool, len(list))
+	var largest int64
 	for _, d := range list {
 		open[d] = true
+		largest = max(largest, d.Size)
 	}
+	if c.loopback && limits.Bundles && largest <= cas.MaxBundled && len(list) <= cas.MaxBundleBlobs {
+		err := c.readBundle(ctx, list, open, each, lost)
+		if permanent := (permanentError{}); errors.As(err, &permanent) {
+			return permanent.error
+		}
+		if len(open) == 0 {
+			return nil
+		}
+		// What is lost of it goes on as ever.
+		c.opt.Log.DebugContext(ctx, "blobs go on by gRPC", "left", len(open), "err", err)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
 	var streams []cas.Digest
 	room := 0
 	for _, d := range list {
@@ -240,6 +253,15 @@ func (c *Client) read(ctx context.Context, d cas.Digest, w io.Writer) error {
 	}
 	in := &incoming{want: d, w: w, hash: sha256.New()}
 	compressed := limits.Zstd && c.pays(d.Size)
+	if c.isPlain(limits, d.Size) {
+		err := c.readPlain(ctx, in)
+		if permanent := (permanentError{}); errors.As(err, &permanent) {
+			return permanent.error
+		}
+		if err != nil { // what is lost of it goes on as ever
+			c.opt.Log.DebugContext(ctx, "blob goes on by gRPC", "blob", d, "at", in.n, "err", err)
+		}
+	}
 	err = c.retry(ctx, "read blob", func(ctx context.Context) (bool, error) {
 		before := in.n
 		if in.n == d.Size {
@@ -282,10 +304,17 @@ func (in *incoming) Write(p []byte) (int, error) {
 		in.hash.Write(p)
 		close(hashed)
 	}()
-	n, err := in.w.Write(p)
+	n, err := in.pass(p)
 	<-hashed
+	return n, err
+}
+
+// pass gives w what is hashed, or is being. What w does not take fails for good:
+// that more was hashed does not matter.
+func (in *incoming) pass(p []byte) (int, error) {
+	n, err := in.w.Write(p)
 	in.n += int64(n)
-	if err != nil { // for good: that more was hashed does not matter
+	if err != nil {
 		return n, permanentError{err}
 	}
 	return n, nil

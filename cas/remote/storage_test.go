@@ -19,6 +19,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	rpc "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -35,6 +36,7 @@ type storage struct {
 	caps   *repb.CacheCapabilities
 	noTree bool
 	noCaps bool
+	plain  bool                                           // it speaks HTTP/1.1, too
 	wrong  func(cas.Digest, []byte) []byte                // what is handed out instead
 	fail   func(ctx context.Context, method string) error // before a call
 	count  bool                                           // compressed writes answer with the compressed size
@@ -139,13 +141,18 @@ func (s *storage) called(method string) int {
 	return s.calls[method]
 }
 
-func (s *storage) GetCapabilities(_ context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+func (s *storage) GetCapabilities(ctx context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
 	if s.noCaps {
 		return nil, rpc.Error(codes.Unimplemented, "no capabilities here")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.names[req.InstanceName] = true
+	if s.plain {
+		if err := grpc.SetHeader(ctx, metadata.Pairs(plainHeader, "1", bundlesHeader, "1")); err != nil {
+			return nil, err
+		}
+	}
 	return &repb.ServerCapabilities{CacheCapabilities: s.caps}, nil
 }
 

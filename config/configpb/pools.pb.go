@@ -400,8 +400,11 @@ type Pool struct {
 	// How much earlier than its max uptime a bot may be due, by its id, so that not all are at once. Percent of the
 	// uptime; 0 to 50, default 20.
 	UptimeSpreadPercent *int32 `protobuf:"varint,1011,opt,name=uptime_spread_percent,json=uptimeSpreadPercent,proto3,oneof" json:"uptime_spread_percent,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Socket of a warm pool (skep pool) on the hosts of the bots: an absolute path. Tasks of this pool run in its
+	// containers.
+	WarmPool      string `protobuf:"bytes,1012,opt,name=warm_pool,json=warmPool,proto3" json:"warm_pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
@@ -618,6 +621,13 @@ func (x *Pool) GetUptimeSpreadPercent() int32 {
 		return *x.UptimeSpreadPercent
 	}
 	return 0
+}
+
+func (x *Pool) GetWarmPool() string {
+	if x != nil {
+		return x.WarmPool
+	}
+	return ""
 }
 
 type isPool_TaskDeploymentScheme interface {
@@ -1715,7 +1725,7 @@ const file_configpb_pools_proto_rawDesc = "" +
 	"\x05realm\x18\xe8\a \x03(\v2\x16.swarming.config.RealmR\x05realmJ\x04\b\x02\x10\x03\"I\n" +
 	"\x05Realm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
-	"\x05grant\x18\x02 \x03(\v2\x16.swarming.config.GrantR\x05grant\"\xd5\x10\n" +
+	"\x05grant\x18\x02 \x03(\v2\x16.swarming.config.GrantR\x05grant\"\xf3\x10\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04name\x18\x01 \x03(\tR\x04name\x12\x16\n" +
 	"\x06owners\x18\x02 \x03(\tR\x06owners\x12;\n" +
@@ -1744,7 +1754,8 @@ const file_configpb_pools_proto_rawDesc = "" +
 	"\x17expected_bot_grace_secs\x18\xf0\a \x01(\x05R\x14expectedBotGraceSecs\x12.\n" +
 	"\x13max_bot_uptime_secs\x18\xf1\a \x01(\x05R\x10maxBotUptimeSecs\x120\n" +
 	"\x14max_host_uptime_secs\x18\xf2\a \x01(\x05R\x11maxHostUptimeSecs\x128\n" +
-	"\x15uptime_spread_percent\x18\xf3\a \x01(\x05H\x02R\x13uptimeSpreadPercent\x88\x01\x01\x1a\xbb\x03\n" +
+	"\x15uptime_spread_percent\x18\xf3\a \x01(\x05H\x02R\x13uptimeSpreadPercent\x88\x01\x01\x12\x1c\n" +
+	"\twarm_pool\x18\xf4\a \x01(\tR\bwarmPool\x1a\xbb\x03\n" +
 	"\fRBEMigration\x12!\n" +
 	"\frbe_instance\x18\x01 \x01(\tR\vrbeInstance\x12(\n" +
 	"\x10rbe_mode_percent\x18\x02 \x01(\x05R\x0erbeModePercent\x12d\n" +

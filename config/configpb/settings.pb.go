@@ -73,7 +73,9 @@ type SettingsCfg struct {
 	// Groups of identities, named by auth and by grants. At most 1000.
 	Group []*Group `protobuf:"bytes,1003,rep,name=group,proto3" json:"group,omitempty"`
 	// Rights on the whole server, besides those of the groups of auth. At most 1000.
-	Grant         []*Grant `protobuf:"bytes,1004,rep,name=grant,proto3" json:"grant,omitempty"`
+	Grant []*Grant `protobuf:"bytes,1004,rep,name=grant,proto3" json:"grant,omitempty"`
+	// The assignment of devices to drones.
+	Queen         *QueenPolicy `protobuf:"bytes,1005,opt,name=queen,proto3" json:"queen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +272,88 @@ func (x *SettingsCfg) GetGrant() []*Grant {
 	return nil
 }
 
+func (x *SettingsCfg) GetQueen() *QueenPolicy {
+	if x != nil {
+		return x.Queen
+	}
+	return nil
+}
+
+// The assignment of devices to drones.
+type QueenPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long a drone keeps its devices without a report. Seconds; 300 to 86400, default 600.
+	LeaseSecs int32 `protobuf:"varint,1,opt,name=lease_secs,json=leaseSecs,proto3" json:"lease_secs,omitempty"`
+	// The largest share of the devices that a push of the inventory may remove without being confirmed. Percent; 1 to 100,
+	// default 20.
+	MaxRemovedPercent int32 `protobuf:"varint,2,opt,name=max_removed_percent,json=maxRemovedPercent,proto3" json:"max_removed_percent,omitempty"`
+	// Drones of a lower version drain and get no devices; skep drone says the minute of its source, as 202611270910.
+	// 0 to 999999999999, default 0.
+	MinDroneVersion int64 `protobuf:"varint,3,opt,name=min_drone_version,json=minDroneVersion,proto3" json:"min_drone_version,omitempty"`
+	// Drones that say no number as their version drain and get no devices.
+	RefuseUnknownVersions bool `protobuf:"varint,4,opt,name=refuse_unknown_versions,json=refuseUnknownVersions,proto3" json:"refuse_unknown_versions,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *QueenPolicy) Reset() {
+	*x = QueenPolicy{}
+	mi := &file_configpb_settings_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueenPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueenPolicy) ProtoMessage() {}
+
+func (x *QueenPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_configpb_settings_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueenPolicy.ProtoReflect.Descriptor instead.
+func (*QueenPolicy) Descriptor() ([]byte, []int) {
+	return file_configpb_settings_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *QueenPolicy) GetLeaseSecs() int32 {
+	if x != nil {
+		return x.LeaseSecs
+	}
+	return 0
+}
+
+func (x *QueenPolicy) GetMaxRemovedPercent() int32 {
+	if x != nil {
+		return x.MaxRemovedPercent
+	}
+	return 0
+}
+
+func (x *QueenPolicy) GetMinDroneVersion() int64 {
+	if x != nil {
+		return x.MinDroneVersion
+	}
+	return 0
+}
+
+func (x *QueenPolicy) GetRefuseUnknownVersions() bool {
+	if x != nil {
+		return x.RefuseUnknownVersions
+	}
+	return false
+}
+
 // Groups with rights on the whole server (spec/api-v2.md §3). Each named group must be a group of this file. Without
 // this message, tokens of scope admin may do everything and those of scope user what their pools allow.
 type AuthSettings struct {
@@ -294,7 +378,7 @@ type AuthSettings struct {
 
 func (x *AuthSettings) Reset() {
 	*x = AuthSettings{}
-	mi := &file_configpb_settings_proto_msgTypes[1]
+	mi := &file_configpb_settings_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +390,7 @@ func (x *AuthSettings) String() string {
 func (*AuthSettings) ProtoMessage() {}
 
 func (x *AuthSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[1]
+	mi := &file_configpb_settings_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +403,7 @@ func (x *AuthSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthSettings.ProtoReflect.Descriptor instead.
 func (*AuthSettings) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{1}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AuthSettings) GetAdminsGroup() string {
@@ -384,7 +468,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_configpb_settings_proto_msgTypes[2]
+	mi := &file_configpb_settings_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +480,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[2]
+	mi := &file_configpb_settings_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +493,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{2}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Group) GetName() string {
@@ -445,7 +529,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_configpb_settings_proto_msgTypes[3]
+	mi := &file_configpb_settings_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +541,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[3]
+	mi := &file_configpb_settings_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +554,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{3}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Rollout) GetCanaryPercent() int32 {
@@ -523,7 +607,7 @@ type BotDeployment struct {
 
 func (x *BotDeployment) Reset() {
 	*x = BotDeployment{}
-	mi := &file_configpb_settings_proto_msgTypes[4]
+	mi := &file_configpb_settings_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +619,7 @@ func (x *BotDeployment) String() string {
 func (*BotDeployment) ProtoMessage() {}
 
 func (x *BotDeployment) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[4]
+	mi := &file_configpb_settings_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +632,7 @@ func (x *BotDeployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BotDeployment.ProtoReflect.Descriptor instead.
 func (*BotDeployment) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{4}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *BotDeployment) GetStable() *BotDeployment_BotPackage {
@@ -583,7 +667,7 @@ type ResultDBSettings struct {
 
 func (x *ResultDBSettings) Reset() {
 	*x = ResultDBSettings{}
-	mi := &file_configpb_settings_proto_msgTypes[5]
+	mi := &file_configpb_settings_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +679,7 @@ func (x *ResultDBSettings) String() string {
 func (*ResultDBSettings) ProtoMessage() {}
 
 func (x *ResultDBSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[5]
+	mi := &file_configpb_settings_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +692,7 @@ func (x *ResultDBSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultDBSettings.ProtoReflect.Descriptor instead.
 func (*ResultDBSettings) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{5}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ResultDBSettings) GetServer() string {
@@ -629,7 +713,7 @@ type CASSettings struct {
 
 func (x *CASSettings) Reset() {
 	*x = CASSettings{}
-	mi := &file_configpb_settings_proto_msgTypes[6]
+	mi := &file_configpb_settings_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +725,7 @@ func (x *CASSettings) String() string {
 func (*CASSettings) ProtoMessage() {}
 
 func (x *CASSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[6]
+	mi := &file_configpb_settings_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +738,7 @@ func (x *CASSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CASSettings.ProtoReflect.Descriptor instead.
 func (*CASSettings) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{6}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CASSettings) GetViewerServer() string {
@@ -677,7 +761,7 @@ type CipdSettings struct {
 
 func (x *CipdSettings) Reset() {
 	*x = CipdSettings{}
-	mi := &file_configpb_settings_proto_msgTypes[7]
+	mi := &file_configpb_settings_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +773,7 @@ func (x *CipdSettings) String() string {
 func (*CipdSettings) ProtoMessage() {}
 
 func (x *CipdSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[7]
+	mi := &file_configpb_settings_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +786,7 @@ func (x *CipdSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CipdSettings.ProtoReflect.Descriptor instead.
 func (*CipdSettings) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{7}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CipdSettings) GetDefaultServer() string {
@@ -730,7 +814,7 @@ type TrafficMigration struct {
 
 func (x *TrafficMigration) Reset() {
 	*x = TrafficMigration{}
-	mi := &file_configpb_settings_proto_msgTypes[8]
+	mi := &file_configpb_settings_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +826,7 @@ func (x *TrafficMigration) String() string {
 func (*TrafficMigration) ProtoMessage() {}
 
 func (x *TrafficMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[8]
+	mi := &file_configpb_settings_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +839,7 @@ func (x *TrafficMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficMigration.ProtoReflect.Descriptor instead.
 func (*TrafficMigration) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{8}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TrafficMigration) GetRoutes() []*TrafficMigration_Route {
@@ -780,7 +864,7 @@ type BotDeployment_BotPackage struct {
 
 func (x *BotDeployment_BotPackage) Reset() {
 	*x = BotDeployment_BotPackage{}
-	mi := &file_configpb_settings_proto_msgTypes[9]
+	mi := &file_configpb_settings_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +876,7 @@ func (x *BotDeployment_BotPackage) String() string {
 func (*BotDeployment_BotPackage) ProtoMessage() {}
 
 func (x *BotDeployment_BotPackage) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[9]
+	mi := &file_configpb_settings_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +889,7 @@ func (x *BotDeployment_BotPackage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BotDeployment_BotPackage.ProtoReflect.Descriptor instead.
 func (*BotDeployment_BotPackage) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{4, 0}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{5, 0}
 }
 
 func (x *BotDeployment_BotPackage) GetServer() string {
@@ -842,7 +926,7 @@ type TrafficMigration_Route struct {
 
 func (x *TrafficMigration_Route) Reset() {
 	*x = TrafficMigration_Route{}
-	mi := &file_configpb_settings_proto_msgTypes[10]
+	mi := &file_configpb_settings_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +938,7 @@ func (x *TrafficMigration_Route) String() string {
 func (*TrafficMigration_Route) ProtoMessage() {}
 
 func (x *TrafficMigration_Route) ProtoReflect() protoreflect.Message {
-	mi := &file_configpb_settings_proto_msgTypes[10]
+	mi := &file_configpb_settings_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +951,7 @@ func (x *TrafficMigration_Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficMigration_Route.ProtoReflect.Descriptor instead.
 func (*TrafficMigration_Route) Descriptor() ([]byte, []int) {
-	return file_configpb_settings_proto_rawDescGZIP(), []int{8, 0}
+	return file_configpb_settings_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *TrafficMigration_Route) GetName() string {
@@ -888,7 +972,7 @@ var File_configpb_settings_proto protoreflect.FileDescriptor
 
 const file_configpb_settings_proto_rawDesc = "" +
 	"\n" +
-	"\x17configpb/settings.proto\x12\x0fswarming.config\x1a\x15configpb/common.proto\"\xb0\n" +
+	"\x17configpb/settings.proto\x12\x0fswarming.config\x1a\x15configpb/common.proto\"\xe5\n" +
 	"\n" +
 	"\vSettingsCfg\x12)\n" +
 	"\x10google_analytics\x18\x01 \x01(\tR\x0fgoogleAnalytics\x123\n" +
@@ -914,8 +998,15 @@ const file_configpb_settings_proto_rawDesc = "" +
 	"\fforeign_bots\x18\xe9\a \x01(\v2\x1c.swarming.config.ForeignBotsR\vforeignBots\x123\n" +
 	"\arollout\x18\xea\a \x01(\v2\x18.swarming.config.RolloutR\arollout\x12-\n" +
 	"\x05group\x18\xeb\a \x03(\v2\x16.swarming.config.GroupR\x05group\x12-\n" +
-	"\x05grant\x18\xec\a \x03(\v2\x16.swarming.config.GrantR\x05grantJ\x04\b\x05\x10\x06J\x04\b\a\x10\bJ\x04\b\n" +
-	"\x10\vJ\x04\b\x11\x10\x12\"\xf8\x02\n" +
+	"\x05grant\x18\xec\a \x03(\v2\x16.swarming.config.GrantR\x05grant\x123\n" +
+	"\x05queen\x18\xed\a \x01(\v2\x1c.swarming.config.QueenPolicyR\x05queenJ\x04\b\x05\x10\x06J\x04\b\a\x10\bJ\x04\b\n" +
+	"\x10\vJ\x04\b\x11\x10\x12\"\xc0\x01\n" +
+	"\vQueenPolicy\x12\x1d\n" +
+	"\n" +
+	"lease_secs\x18\x01 \x01(\x05R\tleaseSecs\x12.\n" +
+	"\x13max_removed_percent\x18\x02 \x01(\x05R\x11maxRemovedPercent\x12*\n" +
+	"\x11min_drone_version\x18\x03 \x01(\x03R\x0fminDroneVersion\x126\n" +
+	"\x17refuse_unknown_versions\x18\x04 \x01(\bR\x15refuseUnknownVersions\"\xf8\x02\n" +
 	"\fAuthSettings\x12!\n" +
 	"\fadmins_group\x18\x01 \x01(\tR\vadminsGroup\x12.\n" +
 	"\x13bot_bootstrap_group\x18\x02 \x01(\tR\x11botBootstrapGroup\x124\n" +
@@ -972,45 +1063,47 @@ func file_configpb_settings_proto_rawDescGZIP() []byte {
 	return file_configpb_settings_proto_rawDescData
 }
 
-var file_configpb_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_configpb_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_configpb_settings_proto_goTypes = []any{
 	(*SettingsCfg)(nil),              // 0: swarming.config.SettingsCfg
-	(*AuthSettings)(nil),             // 1: swarming.config.AuthSettings
-	(*Group)(nil),                    // 2: swarming.config.Group
-	(*Rollout)(nil),                  // 3: swarming.config.Rollout
-	(*BotDeployment)(nil),            // 4: swarming.config.BotDeployment
-	(*ResultDBSettings)(nil),         // 5: swarming.config.ResultDBSettings
-	(*CASSettings)(nil),              // 6: swarming.config.CASSettings
-	(*CipdSettings)(nil),             // 7: swarming.config.CipdSettings
-	(*TrafficMigration)(nil),         // 8: swarming.config.TrafficMigration
-	(*BotDeployment_BotPackage)(nil), // 9: swarming.config.BotDeployment.BotPackage
-	(*TrafficMigration_Route)(nil),   // 10: swarming.config.TrafficMigration.Route
-	(*ForeignBots)(nil),              // 11: swarming.config.ForeignBots
-	(*Grant)(nil),                    // 12: swarming.config.Grant
-	(RealmPermission)(0),             // 13: swarming.config.RealmPermission
-	(*CipdPackage)(nil),              // 14: swarming.config.CipdPackage
+	(*QueenPolicy)(nil),              // 1: swarming.config.QueenPolicy
+	(*AuthSettings)(nil),             // 2: swarming.config.AuthSettings
+	(*Group)(nil),                    // 3: swarming.config.Group
+	(*Rollout)(nil),                  // 4: swarming.config.Rollout
+	(*BotDeployment)(nil),            // 5: swarming.config.BotDeployment
+	(*ResultDBSettings)(nil),         // 6: swarming.config.ResultDBSettings
+	(*CASSettings)(nil),              // 7: swarming.config.CASSettings
+	(*CipdSettings)(nil),             // 8: swarming.config.CipdSettings
+	(*TrafficMigration)(nil),         // 9: swarming.config.TrafficMigration
+	(*BotDeployment_BotPackage)(nil), // 10: swarming.config.BotDeployment.BotPackage
+	(*TrafficMigration_Route)(nil),   // 11: swarming.config.TrafficMigration.Route
+	(*ForeignBots)(nil),              // 12: swarming.config.ForeignBots
+	(*Grant)(nil),                    // 13: swarming.config.Grant
+	(RealmPermission)(0),             // 14: swarming.config.RealmPermission
+	(*CipdPackage)(nil),              // 15: swarming.config.CipdPackage
 }
 var file_configpb_settings_proto_depIdxs = []int32{
-	7,  // 0: swarming.config.SettingsCfg.cipd:type_name -> swarming.config.CipdSettings
-	1,  // 1: swarming.config.SettingsCfg.auth:type_name -> swarming.config.AuthSettings
-	5,  // 2: swarming.config.SettingsCfg.resultdb:type_name -> swarming.config.ResultDBSettings
-	6,  // 3: swarming.config.SettingsCfg.cas:type_name -> swarming.config.CASSettings
-	8,  // 4: swarming.config.SettingsCfg.traffic_migration:type_name -> swarming.config.TrafficMigration
-	4,  // 5: swarming.config.SettingsCfg.bot_deployment:type_name -> swarming.config.BotDeployment
-	11, // 6: swarming.config.SettingsCfg.foreign_bots:type_name -> swarming.config.ForeignBots
-	3,  // 7: swarming.config.SettingsCfg.rollout:type_name -> swarming.config.Rollout
-	2,  // 8: swarming.config.SettingsCfg.group:type_name -> swarming.config.Group
-	12, // 9: swarming.config.SettingsCfg.grant:type_name -> swarming.config.Grant
-	13, // 10: swarming.config.AuthSettings.enforced_realm_permissions:type_name -> swarming.config.RealmPermission
-	9,  // 11: swarming.config.BotDeployment.stable:type_name -> swarming.config.BotDeployment.BotPackage
-	9,  // 12: swarming.config.BotDeployment.canary:type_name -> swarming.config.BotDeployment.BotPackage
-	14, // 13: swarming.config.CipdSettings.default_client_package:type_name -> swarming.config.CipdPackage
-	10, // 14: swarming.config.TrafficMigration.routes:type_name -> swarming.config.TrafficMigration.Route
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	8,  // 0: swarming.config.SettingsCfg.cipd:type_name -> swarming.config.CipdSettings
+	2,  // 1: swarming.config.SettingsCfg.auth:type_name -> swarming.config.AuthSettings
+	6,  // 2: swarming.config.SettingsCfg.resultdb:type_name -> swarming.config.ResultDBSettings
+	7,  // 3: swarming.config.SettingsCfg.cas:type_name -> swarming.config.CASSettings
+	9,  // 4: swarming.config.SettingsCfg.traffic_migration:type_name -> swarming.config.TrafficMigration
+	5,  // 5: swarming.config.SettingsCfg.bot_deployment:type_name -> swarming.config.BotDeployment
+	12, // 6: swarming.config.SettingsCfg.foreign_bots:type_name -> swarming.config.ForeignBots
+	4,  // 7: swarming.config.SettingsCfg.rollout:type_name -> swarming.config.Rollout
+	3,  // 8: swarming.config.SettingsCfg.group:type_name -> swarming.config.Group
+	13, // 9: swarming.config.SettingsCfg.grant:type_name -> swarming.config.Grant
+	1,  // 10: swarming.config.SettingsCfg.queen:type_name -> swarming.config.QueenPolicy
+	14, // 11: swarming.config.AuthSettings.enforced_realm_permissions:type_name -> swarming.config.RealmPermission
+	10, // 12: swarming.config.BotDeployment.stable:type_name -> swarming.config.BotDeployment.BotPackage
+	10, // 13: swarming.config.BotDeployment.canary:type_name -> swarming.config.BotDeployment.BotPackage
+	15, // 14: swarming.config.CipdSettings.default_client_package:type_name -> swarming.config.CipdPackage
+	11, // 15: swarming.config.TrafficMigration.routes:type_name -> swarming.config.TrafficMigration.Route
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_configpb_settings_proto_init() }
@@ -1019,14 +1112,14 @@ func file_configpb_settings_proto_init() {
 		return
 	}
 	file_configpb_common_proto_init()
-	file_configpb_settings_proto_msgTypes[3].OneofWrappers = []any{}
+	file_configpb_settings_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_configpb_settings_proto_rawDesc), len(file_configpb_settings_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,15 +1,18 @@
 package bot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/skepdev/skep/internal/backoff"
 	"github.com/skepdev/skep/internal/proc"
 )
 
@@ -36,8 +39,8 @@ type Bot interface {
 	// Config.DrainFile, and by one SIGTERM. It does not wait for that.
 	Drain() error
 	// TerminateOrKill sends SIGTERM twice, a second apart, which makes a bot
-	// cancel its task and end, and returns when it has ended. After the grace
-	// period everything that it started is killed.
+	// cancel its task and end, and returns when Wait does. After the grace period
+	// everything that it started is killed.
 	TerminateOrKill() error
 }
 
@@ -62,6 +65,9 @@ type Config struct {
 	// Grace is the time between the order to terminate and the kill; 0 =
 	// GraceInterval.
 	Grace time.Duration
+	// Admit is asked right before the bot's process is started, when its code is
+	// there; its error is that of Start. nil = the bot may start.
+	Admit func() error
 }
 
 // DrainFile is the path of the file that tells the bot to drain.
@@ -87,16 +93,25 @@ func (e *ExitError) Error() string {
 type process struct {
 	cfg    Config
 	proc   *proc.Process
-	place  *proc.Place // nil = a process group only
-	forget func()      // called when nothing is left of it
-	done   chan struct{}
-	err    error // of Wait; set when done is closed
+	place  place  // nil = a process group only
+	forget func() // called when nothing is left of it
+	log    *slog.Logger
+	done   chan struct{} // closed when nothing is left of it
+	err    error         // of Wait; set when done is closed
 
 	mu      sync.Mutex
 	drained bool // SIGTERM was sent
 }
 
-// follow waits for the end of the bot and clears away what is left.
+// place is what holds everything that a bot starts: a *proc.Place.
+type place interface {
+	Kill(limit time.Duration) error
+	Remove() error
+}
+
+// follow waits for the end of the bot and clears away what is left. Until that
+// is done the bot has not ended: who waits for that may start another one, or
+// give its device away. A task does not outlive its bot.
 func (b *process) follow() {
 	defer close(b.done)
 	st := b.proc.Wait()
@@ -105,17 +120,27 @@ func (b *process) follow() {
 	} else if st.Code != 0 {
 		b.err = &ExitError{BotID: b.cfg.BotID, Code: st.Code}
 	}
-	if b.place != nil { // a task does not outlive its bot
-		if err := clear(b.place); err != nil {
-			b.err = errors.Join(b.err, err)
-			return // the journal goes on naming it
-		}
+	if b.place != nil {
+		b.clearAway(b.place)
 	}
 	b.forget()
 }
 
+// clearAway clears a place until nothing of it is left.
+func (b *process) clearAway(pl place) {
+	pause := backoff.Exponential{Max: time.Minute}
+	for {
+		err := clear(pl)
+		if err == nil {
+			return
+		}
+		b.log.Warn("what a bot started is not gone, it is killed again", "bot", b.cfg.BotID, "err", err)
+		_ = pause.Sleep(context.Background(), 0)
+	}
+}
+
 // clear ends all processes of a place, and the place.
-func clear(pl *proc.Place) error {
+func clear(pl place) error {
 	if err := pl.Kill(killLimit); err != nil {
 		return err
 	}
@@ -161,16 +186,18 @@ func (b *process) TerminateOrKill() error {
 	second := time.NewTimer(again)
 	defer second.Stop()
 	_ = b.proc.Terminate() // what does not take it is killed
+	pause := backoff.Exponential{Max: time.Minute}
 	for {
 		select {
 		case <-b.done:
-			return b.left()
+			return nil
 		case <-second.C:
 			_ = b.proc.Terminate()
 		case <-kill.C:
-			err := b.kill()
-			<-b.done
-			return errors.Join(err, b.left())
+			if err := b.kill(); err != nil {
+				b.log.Warn("bot not killed, it is tried again", "bot", b.cfg.BotID, "err", err)
+			}
+			kill.Reset(pause.Next())
 		}
 	}
 }
@@ -181,21 +208,9 @@ func (b *process) kill() error {
 		return ignoreGone(b.proc.Kill())
 	}
 	if err := b.place.Kill(killLimit); err != nil {
-		return errors.Join(fmt.Errorf("kill bot %s: %w", b.cfg.BotID, err), ignoreGone(b.proc.Kill()))
+		return errors.Join(err, ignoreGone(b.proc.Kill()))
 	}
 	return nil
-}
-
-// left returns what could not be cleared away; how the process ended is no
-// error of who ended it.
-func (b *process) left() error {
-	if _, ended := errors.AsType[*ExitError](b.err); ended {
-		if all, ok := b.err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the join itself is meant
-			return errors.Join(all.Unwrap()[1:]...)
-		}
-		return nil
-	}
-	return b.err
 }
 
 func ignoreGone(err error) error {

@@ -2,12 +2,15 @@ package bot
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/internal/need"
 	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/reconcile"
 )
@@ -84,10 +88,7 @@ func workDir(t *testing.T, name string) string {
 // SKEP_TEST_REQUIRE asks for them.
 func noCgroups(t *testing.T) {
 	t.Helper()
-	if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "cgroup") {
-		t.Fatal("SKEP_TEST_REQUIRE names cgroup, and this host has none that can be used")
-	}
-	t.Skip("SKIPPED, no cgroups: what a bot leaves cannot be found")
+	need.Skip(t, "cgroup", "what a bot leaves cannot be found")
 }
 
 func needShell(t *testing.T) {
@@ -174,18 +175,48 @@ func TestCodeThatIsNotWhatWasPromised(t *testing.T) {
 }
 
 func TestServersWithoutVersions(t *testing.T) {
-	for _, digest := range []string{"", "sha-256=:" + "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" + ":"} {
-		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			if digest != "" {
-				w.Header().Set("Repr-Digest", digest)
+	const code = "#!/bin/sh\n"
+	digest := func(b []byte) string {
+		sum := sha256.Sum256(b)
+		return "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+	}
+	// It packs for who takes that; a digest is of what it sends.
+	packs := func(w http.ResponseWriter, r *http.Request) {
+		text := []byte(code)
+		if r.Header.Get("Accept-Encoding") != "identity" {
+			var z bytes.Buffer
+			zw := gzip.NewWriter(&z)
+			_, _ = zw.Write(text)
+			_ = zw.Close()
+			text = z.Bytes()
+			w.Header().Set("Content-Encoding", "gzip")
+		}
+		w.Header().Set("Repr-Digest", digest(text))
+		_, _ = w.Write(text)
+	}
+	says := func(d string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if d != "" {
+				w.Header().Set("Repr-Digest", d)
 			}
-			_, _ = io.WriteString(w, "#!/bin/sh\n")
-		})
-		s := httptest.NewServer(h)
+			_, _ = io.WriteString(w, code)
+		}
+	}
+	for name, tc := range map[string]struct {
+		handler http.HandlerFunc
+		ok      bool
+	}{
+		"no digest":       {says(""), true},
+		"another digest":  {says(digest(nil)), false},
+		"no SHA-256":      {says("sha-256=:AAAA:"), false},
+		"digest, packing": {packs, true},
+	} {
+		s := httptest.NewServer(tc.handler)
 		c := cache{dir: t.TempDir(), client: s.Client(), token: func() string { return "" }}
-		_, err := c.code(t.Context(), s.URL, "b", filepath.Join(t.TempDir(), "bot"))
-		if (err == nil) != (digest == "") {
-			t.Errorf("digest %q: %v", digest, err)
+		path := filepath.Join(t.TempDir(), "bot")
+		_, err := c.code(t.Context(), s.URL, "b", path)
+		if got, _ := os.ReadFile(path); (err == nil) != tc.ok || tc.ok && string(got) != code {
+			t.Errorf("%s: %v, wrote %q", name, err, got)
 		}
 		s.Client().CloseIdleConnections()
 		s.Close()
@@ -381,6 +412,25 @@ func TestBadConfigs(t *testing.T) {
 	}
 }
 
+// Whether a bot may start is asked when its code is there, and what is refused
+// does not run.
+func TestAdmitIsAskedLast(t *testing.T) {
+	code := serveCode(t, "#!/bin/sh\ntouch ran\n")
+	s := NewStarter(code.Client(), code.URL)
+	asked := int32(0)
+	refused := skep.Errorf(skep.Unavailable, "too late")
+	c := Config{BotID: "b", WorkDirectory: workDir(t, "b"), Admit: func() error {
+		asked = code.downloads.Load()
+		return refused
+	}}
+	if _, err := s.Start(c); !errors.Is(err, refused) || asked != 1 {
+		t.Errorf("refused: %v, asked after %d downloads", err, asked)
+	}
+	if _, err := os.Stat(filepath.Join(c.WorkDirectory, "ran")); err == nil {
+		t.Error("it ran")
+	}
+}
+
 func TestFakeBot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewFakeBot()
@@ -409,4 +459,63 @@ func TestFakeBot(t *testing.T) {
 			t.Errorf("Wait = %v", err)
 		}
 	})
+}
+
+// stubborn is a place that is not cleared until it may be.
+type stubborn struct {
+	mu    sync.Mutex
+	may   bool
+	tries int
+	tried chan struct{} // closed by the second try
+}
+
+func (s *stubborn) Kill(time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tries++; s.tries == 2 {
+		close(s.tried)
+	}
+	if !s.may {
+		return errors.New("a process does not end")
+	}
+	return nil
+}
+
+func (s *stubborn) Remove() error { return nil }
+
+// While something of a bot is left it has not ended: another one must not
+// start, nor its device be given away.
+func TestNotEndedBeforeNothingIsLeft(t *testing.T) {
+	needShell(t)
+	for name, end := range map[string]func(Bot) error{"by itself": Bot.Wait, "told to": Bot.TerminateOrKill} {
+		t.Run(name, func(t *testing.T) {
+			p, err := proc.Start(&proc.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "exit 0"}, Dir: "/", NewGroup: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, forgotten := &stubborn{tried: make(chan struct{})}, make(chan struct{})
+			b := &process{
+				cfg: Config{BotID: "b", Grace: time.Millisecond}, proc: p, place: left,
+				forget: func() { close(forgotten) }, log: slog.New(slog.DiscardHandler), done: make(chan struct{}),
+			}
+			go b.follow()
+			ended := make(chan error, 1)
+			go func() { ended <- end(b) }()
+			<-left.tried
+			select {
+			case err := <-ended:
+				t.Fatalf("it has ended (%v) while a process of it lives", err)
+			case <-forgotten:
+				t.Fatal("the journal forgets it while a process of it lives")
+			default:
+			}
+			left.mu.Lock()
+			left.may = true
+			left.mu.Unlock()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			<-forgotten
+		})
+	}
 }

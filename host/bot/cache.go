@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -46,8 +47,13 @@ type cache struct {
 func (c *cache) code(ctx context.Context, server, id, to string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetching)
 	defer cancel()
+	// A Repr-Digest is of what is sent, packed or not, and the transport unpacks.
+	header := http.Header{"Accept-Encoding": {"identity"}}
+	if token := c.token(); token != "" {
+		header.Set("Authorization", "Bearer "+token)
+	}
 	q := url.Values{"bot_id": {id}, "os": {runtime.GOOS}, "arch": {runtime.GOARCH}}
-	resp, err := c.get(ctx, server+"/bot_code?"+q.Encode(), c.token())
+	resp, err := c.get(ctx, server+"/bot_code?"+q.Encode(), header)
 	if err != nil {
 		return "", err
 	}
@@ -99,7 +105,7 @@ func (c *cache) versioned(ctx context.Context, from, digest, to string) error {
 	if c.copy(digest, to) == nil {
 		return nil
 	}
-	resp, err := c.get(ctx, from, "") // it is no secret, and the token is
+	resp, err := c.get(ctx, from, nil) // without the token: this is no secret, and the token is
 	if err != nil {
 		return err
 	}
@@ -131,14 +137,12 @@ func (c *cache) alone(digest string) (release func()) {
 
 func (c *cache) path(digest string) string { return filepath.Join(c.dir, digest) }
 
-func (c *cache) get(ctx context.Context, from, token string) (*http.Response, error) {
+func (c *cache) get(ctx context.Context, from string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, err
 	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
+	maps.Copy(req.Header, header)
 	client := *c.client
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/internal/debris"
 )
 
 // DroneStarter starts a bot in a new directory below WorkingDir, and removes
@@ -191,7 +192,7 @@ func size(dir string) (n int64) {
 // remove removes a bot's directory and the files beside it, the one that says
 // whose it is last.
 func remove(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
+	if err := debris.Remove(dir); err != nil {
 		return err
 	}
 	for _, file := range []string{dir + ".log", dir + ".drain", ownerFile(dir)} {

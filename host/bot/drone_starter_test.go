@@ -2,6 +2,7 @@ package bot
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,7 +47,10 @@ func newDrone(t *testing.T) *DroneStarter {
 	}
 }
 
+var restarts = flag.Int("restarts", 60, "restarts of TestDiskIsBounded; 100000 is the long form")
+
 // However often bots are started again, the disk holds a few directories each.
+// Promise B4.
 func TestDiskIsBounded(t *testing.T) {
 	s := newDrone(t)
 	s.StartBotFunc = func(c Config) (Bot, error) {
@@ -54,7 +58,7 @@ func TestDiskIsBounded(t *testing.T) {
 		b.Stop()
 		return b, errors.Join(os.WriteFile(c.LogFile(), []byte("log"), 0o644), os.WriteFile(c.DrainFile(), nil, 0o644))
 	}
-	for i := range 60 {
+	for i := range *restarts {
 		b, err := s.Start(fmt.Sprintf("lab1-row%d", i%3))
 		if err != nil {
 			t.Fatal(err)

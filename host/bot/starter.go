@@ -140,7 +140,12 @@ func (s *Starter) start(c Config, limits []proc.Limit, exe string) (Bot, error) 
 		Env:      environ(s.Env, c.Env, []string{"SWARMING_BOT_ID=" + c.BotID}),
 		NewGroup: true, ParentDeath: true,
 	}
-	b := &process{cfg: c, forget: func() {}, done: make(chan struct{})}
+	if c.Admit != nil {
+		if err := c.Admit(); err != nil {
+			return nil, err
+		}
+	}
+	b := &process{cfg: c, forget: func() {}, log: s.log(), done: make(chan struct{})}
 	if s.none != nil {
 		b.proc, err = proc.Start(cmd)
 	} else {
@@ -180,11 +185,8 @@ func (s *Starter) inPlace(b *process, cmd *proc.Cmd, limits []proc.Limit) error 
 		return err
 	}
 	if b.proc, err = place.StartOne(cmd); err != nil {
-		if err := clear(place); err != nil {
-			s.log().Warn("a cgroup is left", "bot", b.cfg.BotID, "err", err)
-		} else {
-			b.forget()
-		}
+		b.clearAway(place)
+		b.forget()
 		return err
 	}
 	b.place = place

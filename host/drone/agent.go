@@ -1,6 +1,7 @@
 package drone
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/internal/backoff"
 )
 
@@ -31,7 +33,7 @@ type Assignment struct {
 // Answer is what a queen says to a report.
 type Answer struct {
 	Unknown bool   // the drone is not known, or its lease is over
-	Refused string // why this drone gets nothing; "" = it does
+	Refused string // why this drone gets nothing new, and is to drain; "" = it does
 	UUID    string
 	Lease   time.Duration // from when the report was sent; 0 = see Expires
 	Expires time.Time     // on the queen's clock
@@ -44,29 +46,67 @@ type Queen interface {
 	Release(ctx context.Context, uuid string, duts []Assignment) error
 }
 
-// Agent gets the devices of its bots from a queen.
-type Agent struct {
-	Queen    Queen
-	Manager  *Manager // its Released is set by Run
-	Capacity int
+// Terms are what a drone asks of its queen.
+type Terms struct {
+	Capacity int           // devices at most
 	Interval time.Duration // between reports; 0 = 1 min
-	Grace    time.Duration // of the bots, as in bot.Config
-	Log      *slog.Logger  // nil = nothing is logged
+}
+
+// Agent gets the devices of its bots from a queen. Each start of a bot must be
+// allowed by Admit.
+type Agent struct {
+	Queen   Queen
+	Manager *Manager     // its Released is set by Run
+	Terms   func() Terms // of the moment, see Changed
+	Log     *slog.Logger // nil = nothing is logged
 
 	mu       sync.Mutex
 	uuid     string
-	until    time.Time            // all bots are gone by then; zero = there is no lease
-	has      map[string]int64     // generation of what runs here
-	giveBack map[string]int64     // released here, and not yet there
-	given    map[string]time.Time // released there: answers to what was sent before are old
+	lease    time.Time                // when it ends; zero = there is none
+	has      map[string]int64         // generation of what runs here
+	grace    map[string]time.Duration // of the bots that run here
+	giveBack map[string]int64         // released here, and not yet there
+	given    map[string]time.Time     // released there: answers to what was sent before are old
 	draining bool
 	told     string // why the queen refuses
 	wake     chan struct{}
 	release  chan struct{}
+	sooner   chan struct{} // the bots must end sooner than they had to
 }
 
-// margin is how long before the end of the lease the bots are told to end.
-func (a *Agent) margin() time.Duration { return a.Grace + killTime + Skew }
+// until is when all bots are told to end: the one that may take longest is
+// gone when the lease ends. a.mu is held, and there is a lease.
+func (a *Agent) until() time.Time {
+	longest := time.Duration(0)
+	for _, g := range a.grace {
+		longest = max(longest, g)
+	}
+	return a.lease.Add(-longest - killTime - Skew)
+}
+
+// Admit allows the start of a bot that may take grace to end once it is told
+// to. It is to be asked right before the process starts: what comes before
+// that, as a download, may outlast the lease. An Unavailable error says that
+// the lease ends too soon, or that there is none.
+func (a *Agent) Admit(id string, grace time.Duration) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.init()
+	before, known := a.grace[id]
+	old := a.until()
+	a.grace[id] = grace
+	until := a.until()
+	if a.lease.IsZero() || !time.Now().Before(until) {
+		if delete(a.grace, id); known {
+			a.grace[id] = before
+		}
+		return skep.Errorf(skep.Unavailable, "the lease of device %s ends before a bot with a grace of %v would surely be gone", id, grace)
+	}
+	if until.Before(old) {
+		poke(a.sooner)
+	}
+	return nil
+}
 
 // Run reports and does what the queen says until ctx ends. Then it terminates
 // all bots, reports that it takes none until the last has ended, releases
@@ -87,7 +127,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer lost.Stop()
 	stop := ctx.Done()
 	var ended chan struct{} // closed when all bots have ended that were told to
-	var leaving bool
+	var leaving, drained bool
 	endAll := func() {
 		m.Block()
 		m.TerminateAll()
@@ -102,15 +142,16 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	answers := make(chan answered, 1)
-	calling := false
+	calling, again := false, false
 	due := time.Now()
 	call := func() {
 		if calling {
+			again = true // what is under way says what was so before
 			return
 		}
-		calling = true
+		calling, again = true, false
 		a.mu.Lock()
-		uuid, capacity := a.uuid, a.Capacity
+		uuid, capacity := a.uuid, a.Terms().Capacity
 		if a.draining || leaving || ended != nil {
 			capacity = 0
 		}
@@ -148,17 +189,22 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 			a.log().Warn("contact with the queen is lost, or its lease is too short: all bots end before it")
 			endAll()
-		case <-a.wake: // drain or undrain
-			if a.isDraining() {
-				m.Block()
-				m.DrainAll()
-			} else if ended == nil && !leaving {
-				m.Unblock()
-				for _, id := range m.Active() {
-					m.Undrain(id)
+		case <-a.sooner:
+			lost.Reset(time.Until(a.end()))
+		case <-a.wake: // drain, undrain, or other terms
+			if on := a.isDraining(); on != drained {
+				drained = on
+				if on {
+					m.Block()
+					m.DrainAll()
+				} else if ended == nil && !leaving {
+					m.Unblock()
+					for _, id := range m.Active() {
+						m.Undrain(id)
+					}
 				}
 			}
-			call()
+			report.Reset(0)
 		case <-report.C:
 			call()
 			now := time.Now()
@@ -175,10 +221,15 @@ func (a *Agent) Run(ctx context.Context) error {
 				if a.unregistered() {
 					report.Reset(retry.Next())
 				}
-			case r.Refused != "" || r.Unknown:
-				a.refused(r.Answer)
-				a.log().Warn("the queen takes no report", "unknown", r.Unknown, "why", r.Refused)
+			case r.Unknown:
+				a.log().Warn("the queen does not know this drone any more: all bots end")
+				a.unknown()
 				endAll()
+				report.Reset(retry.Next())
+			case r.Refused != "":
+				a.log().Warn("the queen gives this drone nothing new: its bots drain", "why", r.Refused)
+				a.refused(r, ended != nil)
+				lost.Reset(time.Until(a.end()))
 				if a.unregistered() {
 					report.Reset(retry.Next())
 				}
@@ -186,6 +237,9 @@ func (a *Agent) Run(ctx context.Context) error {
 				retry.Reset()
 				a.apply(r, ended != nil)
 				lost.Reset(time.Until(a.end()))
+			}
+			if again {
+				call()
 			}
 		}
 	}
@@ -206,17 +260,13 @@ func (a *Agent) start() {
 
 func (a *Agent) init() {
 	if a.wake == nil {
-		a.wake, a.release = make(chan struct{}, 1), make(chan struct{}, 1)
+		a.wake, a.release, a.sooner = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 		a.has, a.giveBack, a.given = map[string]int64{}, map[string]int64{}, map[string]time.Time{}
+		a.grace = map[string]time.Duration{}
 	}
 }
 
-func (a *Agent) interval() time.Duration {
-	if a.Interval == 0 {
-		return time.Minute
-	}
-	return a.Interval
-}
+func (a *Agent) interval() time.Duration { return cmp.Or(a.Terms().Interval, time.Minute) }
 
 func (a *Agent) log() *slog.Logger {
 	if a.Log == nil {
@@ -237,6 +287,15 @@ func (a *Agent) Drain(on bool) {
 	}
 }
 
+// Changed says that Terms, or what the Queen says of the drone, are others: the
+// agent reports at once.
+func (a *Agent) Changed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.init()
+	poke(a.wake)
+}
+
 func (a *Agent) isDraining() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -253,27 +312,42 @@ func (a *Agent) unregistered() bool {
 func (a *Agent) end() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.until.IsZero() {
+	if a.lease.IsZero() {
 		return time.Now().Add(time.Hour)
 	}
-	return a.until
+	return a.until()
 }
 
 func (a *Agent) forgetLease() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.until = time.Time{}
+	a.lease = time.Time{}
 	a.uuid = ""
 }
 
-func (a *Agent) refused(r Answer) {
+// unknown forgets a lease that the queen does not know any more.
+func (a *Agent) unknown() {
+	a.forgetLease()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.told = r.Refused
-	if r.Unknown {
-		a.uuid = ""
-		clear(a.giveBack) // nobody's any more
+	a.told = ""
+	clear(a.giveBack) // nobody's any more
+}
+
+// refused lets all bots drain. Their lease goes on if the queen says so; else
+// it lasts as long as it does.
+func (a *Agent) refused(r answered, ending bool) {
+	if r.UUID != "" && (r.Lease > 0 || !r.Expires.IsZero()) {
+		for i := range r.Duts {
+			r.Duts[i].Draining = true
+		}
+		a.apply(r, ending)
+		return
 	}
+	a.mu.Lock()
+	a.told = r.Refused
+	a.mu.Unlock()
+	a.Manager.DrainAll()
 }
 
 // apply does what an answer says: the lease first, then who drains, comes and
@@ -283,19 +357,21 @@ func (a *Agent) apply(r answered, ending bool) {
 	assigned := map[string]bool{}
 	var add, drain, end []string
 	a.mu.Lock()
-	a.uuid, a.told = r.UUID, ""
-	until := r.Expires
+	a.uuid, a.told, a.lease = r.UUID, r.Refused, r.Expires
 	if r.Lease > 0 {
-		until = r.sent.Add(r.Lease)
+		a.lease = r.sent.Add(r.Lease)
 	}
-	a.until = until.Add(-a.margin())
-	if ending || !time.Now().Before(a.until) { // nothing may run
+	if ending || !time.Now().Before(a.until()) { // nothing may run
 		a.mu.Unlock()
 		return
 	}
 	for _, d := range r.Duts {
 		assigned[d.Dut] = true
-		_, back := a.giveBack[d.Dut]
+		gen, back := a.giveBack[d.Dut]
+		if back && d.Generation > gen { // it is this drone's anew
+			delete(a.giveBack, d.Dut)
+			back = false
+		}
 		_, here := a.has[d.Dut]
 		old := !here && r.sent.Before(a.given[d.Dut])
 		switch {
@@ -340,6 +416,7 @@ func (a *Agent) apply(r answered, ending bool) {
 func (a *Agent) released(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	delete(a.grace, id)
 	gen, ok := a.has[id]
 	if !ok {
 		return
@@ -435,7 +512,11 @@ type AgentStatus struct {
 func (a *Agent) Status() AgentStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return AgentStatus{UUID: a.uuid, LeaseEnds: a.until, Capacity: a.Capacity, Releasing: len(a.giveBack), Refused: a.told}
+	s := AgentStatus{UUID: a.uuid, Capacity: a.Terms().Capacity, Releasing: len(a.giveBack), Refused: a.told}
+	if !a.lease.IsZero() {
+		s.LeaseEnds = a.until()
+	}
+	return s
 }
 
 func poke(c chan struct{}) {

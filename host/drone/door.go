@@ -4,16 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/host/localsocket"
+	"github.com/skepdev/skep/internal/atomicfile"
 )
 
 // Files of a drone's directory.
@@ -21,11 +26,13 @@ const (
 	DrainFile  = "drone-agent.drain" // while it is there, the drone drains. spec/host.md §3.3
 	SocketFile = "drone.sock"
 	LockFile   = "drone.lock" // of the process that has the directory
+	heldFile   = "drained"    // JSON: the bots that operators have drained
 )
 
 // Door is how operators reach a drone on its host: the drain file in its
 // directory, and a socket there that speaks HTTP: GET /status, POST /drain and
-// POST /undrain, whose bots=ID names one bot and the whole drone without.
+// POST /undrain, whose bots=ID names one bot and the whole drone without. A bot
+// that was drained stays so until that is taken back, after a restart too.
 type Door struct {
 	Dir     string
 	Manager *Manager
@@ -37,6 +44,8 @@ type Door struct {
 
 	mu sync.Mutex
 	on bool
+
+	holding sync.Mutex // of who changes which bots are held
 }
 
 // DoorStatus is what GET /status answers.
@@ -56,22 +65,13 @@ func (d *Door) Run(ctx context.Context) error {
 	if err := watch.Add(d.Dir); err != nil {
 		return err
 	}
-	path := filepath.Join(d.Dir, SocketFile)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // the directory is ours: a dead one's
-		return err
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	l, err := localsocket.Listen(filepath.Join(d.Dir, SocketFile), 0o660, -1)
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { d.answer(w) })
-	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) { d.drain(w, r, true) })
-	mux.HandleFunc("POST /undrain", func(w http.ResponseWriter, r *http.Request) { d.drain(w, r, false) })
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	// The socket's mode says which users may ask; of the drone's own user, which
+	// tasks have too where it is not root, no process that comes from the drone.
+	srv := localsocket.NewServer(d.handler(), mayAsk)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	defer srv.Close()
@@ -102,6 +102,14 @@ func (d *Door) Run(ctx context.Context) error {
 	}
 }
 
+func (d *Door) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { d.answer(w) })
+	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) { d.drain(w, r, true) })
+	mux.HandleFunc("POST /undrain", func(w http.ResponseWriter, r *http.Request) { d.drain(w, r, false) })
+	return mux
+}
+
 // look follows the drain file.
 func (d *Door) look() {
 	_, err := os.Lstat(filepath.Join(d.Dir, DrainFile))
@@ -114,32 +122,103 @@ func (d *Door) look() {
 	}
 }
 
+// Load holds the bots that operators have drained. Call it before the first is
+// added.
+func (d *Door) Load() error {
+	text, err := os.ReadFile(d.heldFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var held []string
+	if err == nil {
+		err = json.Unmarshal(text, &held)
+	}
+	if err != nil {
+		return fmt.Errorf("which bots are drained: %s: %w", d.heldFile(), err)
+	}
+	for _, id := range held {
+		d.Manager.Hold(id)
+	}
+	return nil
+}
+
+func (d *Door) heldFile() string { return filepath.Join(d.Dir, heldFile) }
+
 func (d *Door) drain(w http.ResponseWriter, r *http.Request, on bool) {
-	bots := r.URL.Query()["bots"]
-	switch {
-	case len(bots) > 0 && on:
-		for _, id := range bots {
-			d.Manager.Drain(id)
+	var err error
+	if ids := r.URL.Query()["bots"]; len(ids) > 0 {
+		err = d.drainBots(ids, on)
+	} else {
+		err = d.drainAll(on)
+	}
+	if err == nil {
+		d.answer(w)
+		return
+	}
+	kind, status := skep.KindOf(err), http.StatusInternalServerError
+	switch kind {
+	case skep.NotFound:
+		status = http.StatusNotFound
+	case skep.Internal: // the directory cannot be written
+		kind = skep.Precondition
+	default:
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"reason": kind.String(), "error": err.Error()})
+}
+
+// drainBots holds bots, or no more. The file is what holds after a restart.
+func (d *Door) drainBots(ids []string, on bool) error {
+	d.holding.Lock()
+	defer d.holding.Unlock()
+	was := d.Manager.Held()
+	known := slices.Concat(d.Manager.Active(), was)
+	var held []string
+	for _, id := range ids {
+		if !slices.Contains(known, id) {
+			return skep.Errorf(skep.NotFound, "no bot %q here; skep drone status lists them", id)
 		}
-	case len(bots) > 0:
-		for _, id := range bots {
-			d.Manager.Undrain(id)
-		}
-	default: // the file is what holds, after a restart too
-		path := filepath.Join(d.Dir, DrainFile)
-		err := os.Remove(path)
 		if on {
-			err = os.WriteFile(path, nil, 0o644)
-		} else if errors.Is(err, fs.ErrNotExist) {
-			err = nil
+			held = append(held, id)
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
+	}
+	for _, id := range was {
+		if !slices.Contains(ids, id) {
+			held = append(held, id)
 		}
+	}
+	slices.Sort(held)
+	text, err := json.Marshal(slices.Compact(held))
+	if err == nil {
+		err = atomicfile.Write(d.heldFile(), append(text, '\n'), 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if on {
+			d.Manager.Hold(id)
+		} else {
+			d.Manager.Unhold(id)
+		}
+	}
+	return nil
+}
+
+// drainAll makes or removes the drain file, which is what holds.
+func (d *Door) drainAll(on bool) error {
+	path := filepath.Join(d.Dir, DrainFile)
+	err := os.Remove(path)
+	if on {
+		err = os.WriteFile(path, nil, 0o644)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err == nil {
 		d.look()
 	}
-	d.answer(w)
+	return err
 }
 
 func (d *Door) answer(w http.ResponseWriter) {

@@ -22,15 +22,17 @@ const (
 	Starting State = "STARTING" // is to be started, perhaps after a pause
 	Running  State = "RUNNING"  // has a process, until that ends or somebody says so
 	Draining State = "DRAINING" // ends by itself after its task
+	Drained  State = "DRAINED"  // has ended so and is held, until that is taken back
 	Stopping State = "STOPPING" // is told to end at once, and killed after its grace
 	Released State = "RELEASED" // nothing of it is left, and it is forgotten
 )
 
 // moves is the whole life of a bot: a move that is not here is a bug.
 var moves = map[State][]State{
-	Starting: {Running, Released},
+	Starting: {Running, Drained, Released},
 	Running:  {Starting, Draining, Stopping},
-	Draining: {Starting, Stopping, Released}, // STARTING when the drain was taken back
+	Draining: {Starting, Stopping, Drained, Released}, // STARTING when the drain was taken back
+	Drained:  {Starting, Released},
 	Stopping: {Released},
 }
 
@@ -65,6 +67,7 @@ type Manager struct {
 
 	mu      sync.Mutex
 	bots    map[string]*entry
+	held    map[string]bool // ids, known or not
 	blocked bool
 	empty   chan struct{} // closed and made anew when the last bot is released
 }
@@ -91,7 +94,7 @@ func (e *entry) move(to State) {
 
 func (m *Manager) init() {
 	m.once.Do(func() {
-		m.bots, m.empty = map[string]*entry{}, make(chan struct{})
+		m.bots, m.held, m.empty = map[string]*entry{}, map[string]bool{}, make(chan struct{})
 		if m.Log == nil {
 			m.Log = slog.New(slog.DiscardHandler)
 		}
@@ -134,6 +137,32 @@ func (m *Manager) Add(id string) {
 // back: the bot stays, or starts again when it has ended.
 func (m *Manager) Drain(id string)     { m.ask(drain, id) }
 func (m *Manager) Terminate(id string) { m.ask(terminate, id) } // see Drain
+
+// Hold drains a bot, but does not forget it: it is not started, nor released,
+// until Unhold starts it again or it is drained or terminated otherwise. That
+// holds for an id that is added later, too.
+func (m *Manager) Hold(id string)   { m.hold(id, true) }
+func (m *Manager) Unhold(id string) { m.hold(id, false) } // see Hold
+
+func (m *Manager) hold(id string, on bool) {
+	m.init()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if on {
+		m.held[id] = true
+	} else {
+		delete(m.held, id)
+	}
+	m.loop.Wake(id)
+}
+
+// Held returns the ids that are held, sorted; perhaps there is no bot of them.
+func (m *Manager) Held() []string {
+	m.init()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.held))
+}
 
 // Undrain is told of at Drain.
 func (m *Manager) Undrain(id string) {
@@ -186,6 +215,7 @@ func (m *Manager) block(on bool) {
 
 // Active returns the ids of all bots, sorted, those that drain or end too.
 func (m *Manager) Active() []string {
+	m.init()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Sorted(maps.Keys(m.bots))
@@ -221,6 +251,7 @@ type Status struct {
 
 // Status returns what is known of all bots, by id.
 func (m *Manager) Status() []Status {
+	m.init()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := []Status{}
@@ -246,24 +277,35 @@ func (m *Manager) step(ctx context.Context, id string) (again time.Duration, err
 	if e == nil {
 		return 0, nil
 	}
-	if e.over && (e.state == Running || e.state == Draining && e.want == keep) {
+	held := m.held[id]
+	if e.over && (e.state == Running || e.state == Draining && e.want == keep && !held) {
 		m.ended(ctx, id, e)
 	}
+	if e.state == Drained && !held && e.want == keep {
+		e.move(Starting)
+	}
 	switch e.state {
-	case Starting:
-		if e.want > keep {
+	case Starting, Drained:
+		switch {
+		case e.want > keep:
 			m.release(id, e)
-			return 0, nil
+		case !held:
+			return m.start(ctx, id, e)
+		case e.state == Starting:
+			e.move(Drained)
 		}
-		return m.start(ctx, id, e)
 	case Running, Draining:
 		switch {
+		case e.over && e.want == keep: // DRAINING, and held
+			e.bot, e.over = nil, false
+			e.move(Drained)
+			m.Log.InfoContext(ctx, "bot is drained", "bot", id)
 		case e.over: // DRAINING
 			m.release(id, e)
 		case e.want == terminate:
 			e.move(Stopping)
 			m.stop(ctx, id, e)
-		case e.want == drain && e.state == Running:
+		case (e.want == drain || held) && e.state == Running:
 			if err := e.bot.Drain(); err != nil {
 				return 0, err
 			}
@@ -282,7 +324,7 @@ func (m *Manager) step(ctx context.Context, id string) (again time.Duration, err
 // ended prepares the next start of a bot that has ended by itself.
 func (m *Manager) ended(ctx context.Context, id string, e *entry) {
 	up := time.Since(e.started)
-	m.Log.InfoContext(ctx, "bot ended by itself, it is started again", "bot", id, "took", up)
+	m.Log.InfoContext(ctx, "bot ended by itself", "bot", id, "took", up)
 	if up >= steady {
 		e.pause.Reset()
 	}
@@ -330,7 +372,7 @@ func (m *Manager) start(ctx context.Context, id string, e *entry) (again time.Du
 		m.Log.Info("bot has ended", "bot", id, "err", err)
 		m.loop.Wake(id)
 	}()
-	if e.want > keep { // asked for meanwhile
+	if e.want > keep || m.held[id] { // asked for meanwhile
 		return time.Nanosecond, nil
 	}
 	return 0, nil

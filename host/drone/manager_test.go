@@ -3,18 +3,25 @@ package drone
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/bot"
 )
 
@@ -195,6 +202,81 @@ func TestDrainAndTerminate(t *testing.T) {
 	})
 }
 
+// A bot that is held finishes, and is neither started nor released whatever
+// else is added and undrained, until it is held no more; promise B10.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		starts, gone := map[string]int{}, map[string]int{}
+		m := &Manager{
+			Start: func(id string) (bot.Bot, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				starts[id]++
+				b := bot.NewFakeBot()
+				b.DrainFunc = func(b *bot.FakeBot) error {
+					go func() { time.Sleep(time.Minute); b.Stop() }()
+					return nil
+				}
+				return b, nil
+			},
+			Released: func(id string) {
+				mu.Lock()
+				defer mu.Unlock()
+				gone[id]++
+			},
+		}
+		end := manage(t, m)
+		m.Hold("early")
+		for _, id := range []string{"held", "early", "quick"} {
+			m.Add(id)
+		}
+		want := func(when string, states map[string]State, started map[string]int) {
+			t.Helper()
+			synctest.Wait()
+			have := map[string]State{}
+			for _, s := range m.Status() {
+				have[s.ID] = s.State
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if d := cmp.Diff(states, have); d != "" {
+				t.Errorf("%s, states (-want +got):\n%s", when, d)
+			}
+			if d := cmp.Diff(started, starts); d != "" {
+				t.Errorf("%s, starts (-want +got):\n%s", when, d)
+			}
+			if len(gone) > 0 {
+				t.Errorf("%s, released: %v", when, gone)
+			}
+		}
+		want("at first", map[string]State{"held": Running, "early": Drained, "quick": Running}, map[string]int{"held": 1, "quick": 1})
+		m.Hold("held")
+		m.Hold("quick")
+		want("held", map[string]State{"held": Draining, "early": Drained, "quick": Draining}, map[string]int{"held": 1, "quick": 1})
+		m.Unhold("quick") // before it has ended
+		time.Sleep(2 * time.Minute)
+		for _, id := range m.Active() {
+			m.Add(id)
+			m.Undrain(id)
+		}
+		want("drained", map[string]State{"held": Drained, "early": Drained, "quick": Running}, map[string]int{"held": 1, "quick": 2})
+		m.Unhold("held")
+		m.Unhold("early")
+		want("taken back", map[string]State{"held": Running, "early": Running, "quick": Running}, map[string]int{"held": 2, "early": 1, "quick": 2})
+		m.Hold("held")
+		time.Sleep(2 * time.Minute)
+		m.Drain("held")
+		synctest.Wait()
+		mu.Lock()
+		if len(gone) != 1 || gone["held"] != 1 {
+			t.Errorf("drained for good: %v are released", gone)
+		}
+		mu.Unlock()
+		end()
+	})
+}
+
 // A bot that cannot be ended is not released: its device stays its.
 func TestWhatCannotBeEndedIsNotReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -256,7 +338,7 @@ func TestManagerMoves(t *testing.T) {
 			end := manage(t, m)
 			for range rapid.IntRange(1, 30).Draw(rt, "steps") {
 				id := rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "id")
-				switch rapid.IntRange(0, 4).Draw(rt, "what") {
+				switch rapid.IntRange(0, 6).Draw(rt, "what") {
 				case 0, 1:
 					m.Add(id)
 				case 2:
@@ -265,6 +347,10 @@ func TestManagerMoves(t *testing.T) {
 					m.Undrain(id)
 				case 4:
 					m.Terminate(id)
+				case 5:
+					m.Hold(id)
+				case 6:
+					m.Unhold(id)
 				}
 				time.Sleep(time.Duration(rapid.IntRange(0, 100).Draw(rt, "seconds")) * time.Second)
 			}
@@ -276,6 +362,9 @@ func TestManagerMoves(t *testing.T) {
 		})
 	})
 }
+
+// one is room for one device.
+func one() Terms { return Terms{Capacity: 1} }
 
 // dead is a queen that never answers.
 type dead struct{ at []time.Time }
@@ -299,7 +388,7 @@ func TestADeadQueenIsNotHammered(t *testing.T) {
 		life, end := context.WithCancel(context.Background()) //nolint:usetesting // it ends in the bubble
 		done := make(chan struct{})
 		go func() { _ = m.Run(life); close(done) }()
-		a := &Agent{Queen: q, Manager: m, Capacity: 1, Grace: time.Minute}
+		a := &Agent{Queen: q, Manager: m, Terms: one}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour) //nolint:usetesting // it ends in the bubble
 		defer cancel()
 		_ = a.Run(ctx)
@@ -308,6 +397,74 @@ func TestADeadQueenIsNotHammered(t *testing.T) {
 		if n := len(q.at); n > 90 || n < 50 {
 			t.Errorf("%d reports in an hour", n)
 		}
+	})
+}
+
+// busy is a queen that is away, and then counts.
+type busy struct {
+	back time.Time
+
+	mu        sync.Mutex
+	perSecond map[int64]int
+	last      map[string]time.Time // first report of each drone since it is back
+}
+
+func (q *busy) Report(_ context.Context, uuid string, _ int) (Answer, error) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.perSecond[now.Unix()]++
+	if now.Before(q.back) {
+		return Answer{}, skep.Errorf(skep.Unavailable, "the queen is away")
+	}
+	if uuid == "" {
+		uuid = fmt.Sprint("drone", len(q.last))
+	}
+	if _, ok := q.last[uuid]; !ok {
+		q.last[uuid] = now
+	}
+	return Answer{UUID: uuid, Lease: 10 * time.Minute}, nil
+}
+
+func (q *busy) Release(context.Context, string, []Assignment) error { return nil }
+
+// 1,000 drones find a queen that comes back within 60 s, with no more than 100
+// requests in a second; promise B3. With the race detector they are fewer.
+func TestAThousandDronesComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		q := &busy{back: begun.Add(10 * time.Minute), perSecond: map[int64]int{}, last: map[string]time.Time{}}
+		life, end := context.WithCancel(context.Background()) //nolint:usetesting // it ends in the bubble
+		ctx, cancel := context.WithTimeout(life, 12*time.Minute)
+		defer cancel()
+		var all sync.WaitGroup
+		for range drones {
+			m := &Manager{Start: func(string) (bot.Bot, error) { return bot.NewFakeBot(), nil }}
+			all.Go(func() { _ = m.Run(life) })
+			all.Go(func() {
+				_ = (&Agent{Queen: q, Manager: m, Terms: one}).Run(ctx)
+			})
+		}
+		time.Sleep(11*time.Minute + 30*time.Second)
+		q.mu.Lock()
+		most, latest := 0, time.Duration(0)
+		for at, n := range q.perSecond {
+			if time.Unix(at, 0).After(begun.Add(5 * time.Minute)) { // they were not all started in one second
+				most = max(most, n)
+			}
+		}
+		for _, at := range q.last {
+			latest = max(latest, at.Sub(q.back))
+		}
+		found := len(q.last)
+		q.mu.Unlock()
+		t.Logf("%d drones are back %v after the queen; %d requests in a second at most", found, latest, most)
+		if found != drones || latest > time.Minute || most > 100 {
+			t.Error("want all within a minute, and 100 requests in a second")
+		}
+		<-ctx.Done()
+		end()
+		all.Wait()
 	})
 }
 
@@ -339,5 +496,50 @@ func TestDoor(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// Bots are drained and undrained by name, and stay drained over a restart;
+// promise B10.
+func TestDoorHoldsBots(t *testing.T) {
+	dir := t.TempDir()
+	ask := func(m *Manager, request string, status int) string {
+		t.Helper()
+		d := &Door{Dir: dir, Manager: m, Log: slog.New(slog.DiscardHandler)}
+		w := httptest.NewRecorder()
+		d.handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, request, nil))
+		if w.Code != status {
+			t.Errorf("%s: %d %s", request, w.Code, w.Body)
+		}
+		return w.Body.String()
+	}
+	started := func() *Manager {
+		m := &Manager{Start: func(string) (bot.Bot, error) { return bot.NewFakeBot(), nil }}
+		if err := (&Door{Dir: dir, Manager: m}).Load(); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{"a", "b", "c"} {
+			m.Add(id)
+		}
+		return m
+	}
+	m := started()
+	if said := ask(m, "/drain?bots=a&bots=nobody", http.StatusNotFound); !strings.Contains(said, `"not_found"`) || !strings.Contains(said, "nobody") || len(m.Held()) > 0 {
+		t.Errorf("an unknown bot: %s, held %v", said, m.Held())
+	}
+	ask(m, "/drain?bots=c&bots=a", http.StatusOK)
+	ask(m, "/drain?bots=b", http.StatusOK)
+	ask(m, "/undrain?bots=c", http.StatusOK)
+	ask(m, "/undrain?bots=c", http.StatusOK)
+	for _, m := range []*Manager{m, started()} {
+		if !slices.Equal(m.Held(), []string{"a", "b"}) {
+			t.Errorf("held are %v", m.Held())
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, heldFile), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Door{Dir: dir, Manager: m}).Load(); err == nil || !strings.Contains(err.Error(), heldFile) {
+		t.Errorf("a broken file: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package drone
 import (
 	"context"
 
+	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/api/dronepb"
 	"github.com/skepdev/skep/client"
 )
@@ -10,15 +11,16 @@ import (
 // Remote is the queen of a server.
 type Remote struct {
 	Client      *client.Client
-	Key         string // of this drone's registration: the same after a restart
-	Description string // the host's name
-	Hive        string
+	Key         string        // of this drone's registration: the same after a restart
+	Description string        // the host's name
+	Hive        func() string // of the moment
+	Version     string        // of this drone, a number; "" = it does not say
 }
 
 // Report implements Queen.
 func (r *Remote) Report(ctx context.Context, uuid string, capacity int) (Answer, error) {
-	resp, err := r.Client.ReportDrone(ctx, &dronepb.ReportDroneRequest{
-		DroneUuid: uuid, RegistrationKey: r.Key, DroneDescription: r.Description, Hive: r.Hive,
+	resp, err := r.Client.ReportDrone(ctx, r.Version, &dronepb.ReportDroneRequest{
+		DroneUuid: uuid, RegistrationKey: r.Key, DroneDescription: r.Description, Hive: r.Hive(),
 		LoadIndicators: &dronepb.ReportDroneRequest_LoadIndicators{DutCapacity: uint32(capacity)},
 	})
 	if err != nil {
@@ -33,9 +35,9 @@ func (r *Remote) Report(ctx context.Context, uuid string, capacity int) (Answer,
 	case dronepb.ReportDroneResponse_UNKNOWN_UUID:
 		return Answer{Unknown: true}, nil
 	case dronepb.ReportDroneResponse_VERSION_REFUSED:
-		return Answer{Refused: "version: " + resp.Message}, nil
+		a.Refused = "version: " + resp.Message
 	default:
-		return Answer{Refused: "status " + resp.Status.String() + ": " + resp.Message}, nil
+		return Answer{}, skep.Errorf(skep.Unavailable, "the queen answers %s: %s", resp.Status, resp.Message)
 	}
 	at := map[string]int{}
 	for i, name := range resp.AssignedDuts {

@@ -34,19 +34,21 @@ type world struct {
 	skew   [2]time.Duration // of the servers
 	drones map[string]*store.Drone
 	duts   map[string]*store.Dut
-	live   map[string]string // device → drone whose bot lives
+	live   map[string]*simBot // by device
 	starts int
+	kills  int
 	both   int // devices with two bots
 	n      int
 }
 
 const (
-	simGrace = 3 * time.Minute
+	simGrace = 6 * time.Minute // the longest of a bot
 	simLease = 10 * time.Minute
+	fetching = 5 * time.Minute // the longest of a download, as in package bot
 )
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), drones: map[string]*store.Drone{}, duts: map[string]*store.Dut{}, live: map[string]string{}}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), drones: map[string]*store.Drone{}, duts: map[string]*store.Dut{}, live: map[string]*simBot{}}
 	for i := range w.skew {
 		w.skew[i] = w.upTo(Skew) - Skew/2
 	}
@@ -120,6 +122,11 @@ func (w *world) report(key, uuid string, capacity int) Answer {
 				uuid = d.UUID
 			}
 		}
+		for _, dut := range w.duts { // as Queen.Report does with RenewDuts
+			if uuid != "" && dut.Drone == uuid {
+				dut.Generation++
+			}
+		}
 		if uuid == "" {
 			w.n++
 			uuid = fmt.Sprint("drone", w.n)
@@ -151,23 +158,46 @@ func (w *world) giveBack(uuid string, duts []Assignment) {
 	w.settle(w.rng.IntN(2))
 }
 
-// wire is one drone's way to the queen.
-type wire struct {
-	w   *world
-	key string
-
+// line is one host's way to the queen.
+type line struct {
 	mu  sync.Mutex
 	cut time.Time // no call comes through before
 }
 
+func (l *line) isCut() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Until(l.cut) > 0
+}
+
+// process is one drone of a host, from its start to its end.
+type process struct {
+	w     *world
+	key   string
+	line  *line
+	agent *Agent
+	doom  chan struct{} // closed when it is to be killed
+	dead  chan struct{} // closed when it is
+	once  sync.Once
+}
+
+func (p *process) kill() { p.once.Do(func() { close(p.doom) }) }
+
+func (p *process) isDead() bool {
+	select {
+	case <-p.dead:
+		return true
+	default:
+		return false
+	}
+}
+
 var errLost = errors.New("lost")
 
-// carry makes a call as the network lets it.
-func (c *wire) carry(ctx context.Context, call func()) error {
-	w := c.w
-	c.mu.Lock()
-	cut := time.Until(c.cut) > 0
-	c.mu.Unlock()
+// carry makes a call as the network lets it. What a process sent before it was
+// killed is still under way.
+func (p *process) carry(ctx context.Context, call func()) error {
+	w := p.w
 	wait := func(d time.Duration) bool {
 		select {
 		case <-ctx.Done():
@@ -180,10 +210,13 @@ func (c *wire) carry(ctx context.Context, call func()) error {
 	delay := w.draw(func(*rand.Rand) time.Duration { return w.upTo(3 * time.Second) })
 	late := w.draw(func(*rand.Rand) time.Duration { return w.upTo(25 * time.Minute) })
 	switch {
-	case cut || luck < 5:
+	case p.isDead() || p.line.isCut() || luck < 5:
 		wait(time.Hour)
 		return errLost
-	case luck < 10: // it arrives when nobody waits for it any more
+	case luck < 10: // it arrives when nobody waits for it any more, perhaps because nobody is left
+		if luck < 7 {
+			p.kill()
+		}
 		go func() {
 			select {
 			case <-w.stop.Done():
@@ -209,62 +242,127 @@ func (c *wire) carry(ctx context.Context, call func()) error {
 	}
 }
 
-func (c *wire) Report(ctx context.Context, uuid string, capacity int) (a Answer, err error) {
+func (p *process) Report(ctx context.Context, uuid string, capacity int) (a Answer, err error) {
 	done := make(chan Answer, 1)
-	if err := c.carry(ctx, func() { done <- c.w.report(c.key, uuid, capacity) }); err != nil {
+	if err := p.carry(ctx, func() { done <- p.w.report(p.key, uuid, capacity) }); err != nil {
 		return Answer{}, err
 	}
 	return <-done, nil
 }
 
-func (c *wire) Release(ctx context.Context, uuid string, duts []Assignment) error {
-	return c.carry(ctx, func() { c.w.giveBack(uuid, duts) })
+func (p *process) Release(ctx context.Context, uuid string, duts []Assignment) error {
+	return p.carry(ctx, func() { p.w.giveBack(uuid, duts) })
+}
+
+// simBot is a bot that takes its time to end.
+type simBot struct {
+	*bot.FakeBot
+	w   *world
+	dut string
+	key string // of its host
+}
+
+// end ends the bot after a while; it may be called by all who like.
+func (b *simBot) end(after time.Duration) {
+	time.Sleep(after)
+	b.w.mu.Lock()
+	if b.w.live[b.dut] == b {
+		delete(b.w.live, b.dut)
+	}
+	b.w.mu.Unlock()
+	b.Stop()
 }
 
 // start starts a bot that takes its time to end, and looks whether it is
-// alone.
-func (w *world) start(key, dut string) (bot.Bot, error) {
+// alone. The start takes its time, too: code is downloaded.
+func (p *process) start(dut string) (bot.Bot, error) {
+	w := p.w
+	time.Sleep(w.draw(func(r *rand.Rand) time.Duration { return time.Duration(r.IntN(2)) * w.upTo(fetching) }))
+	grace := w.draw(func(*rand.Rand) time.Duration { return w.upTo(simGrace) }) // as configured now
+	if err := p.agent.Admit(dut, grace); err != nil {
+		return nil, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.rng.IntN(10) == 0 {
+	if p.isDead() || w.rng.IntN(10) == 0 {
 		return nil, errors.New("no")
 	}
 	w.starts++
-	if other := w.live[dut]; other != "" {
+	if other := w.live[dut]; other != nil {
 		w.both++
-		w.t.Errorf("%s starts a bot for %s while that of %s lives", key, dut, other)
+		w.t.Errorf("%s starts a bot for %s while that of %s lives", p.key, dut, other.key)
 	}
-	w.live[dut] = key
-	b := bot.NewFakeBot()
-	slow, hard := w.upTo(30*time.Minute), w.upTo(simGrace)
-	end := func(after time.Duration) {
-		time.Sleep(after)
-		w.mu.Lock()
-		if w.live[dut] == key {
-			delete(w.live, dut)
-		}
-		w.mu.Unlock()
-		b.Stop()
-	}
+	b := &simBot{FakeBot: bot.NewFakeBot(), w: w, dut: dut, key: p.key}
+	w.live[dut] = b
+	slow, hard := w.upTo(30*time.Minute), w.upTo(grace)
 	var once sync.Once
-	b.DrainFunc = func(*bot.FakeBot) error { once.Do(func() { go end(slow) }); return nil }
-	b.TerminateFunc = func(*bot.FakeBot) error { end(hard); return nil }
+	b.DrainFunc = func(*bot.FakeBot) error { once.Do(func() { go b.end(slow) }); return nil }
+	b.TerminateFunc = func(*bot.FakeBot) error { b.end(hard); return nil }
+	crash := 4 * time.Hour // it does not
 	if w.rng.IntN(3) == 0 {
-		crash := w.upTo(time.Hour)
-		go func() {
-			select {
-			case <-w.stop.Done():
-			case <-time.After(crash):
-				end(0)
-			}
-		}()
+		crash = w.upTo(time.Hour)
 	}
+	go func() {
+		select {
+		case <-w.stop.Done():
+		case <-p.dead: // bots die with their drone
+			b.end(0)
+		case <-time.After(crash):
+			b.end(0)
+		}
+	}()
 	return b, nil
+}
+
+// run runs one drone until it leaves in order or is killed. What goes on after
+// a kill is not the process any more, but what the test has of it.
+func (p *process) run(rest *sync.WaitGroup) {
+	w := p.w
+	m := &Manager{Start: p.start}
+	p.agent = &Agent{Queen: p, Manager: m, Terms: func() Terms { return Terms{Capacity: 3} }}
+	life, end := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	parts.Go(func() { _ = m.Run(life) })
+	ctx, cancel := context.WithTimeout(w.stop, w.draw(func(*rand.Rand) time.Duration { return 10*time.Minute + w.upTo(3*time.Hour) }))
+	parts.Go(func() { // drains and undrains
+		for on := true; ; on = !on {
+			d := w.draw(func(*rand.Rand) time.Duration { return w.upTo(90 * time.Minute) })
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(d):
+				p.agent.Drain(on)
+			}
+		}
+	})
+	left := make(chan struct{})
+	rest.Go(func() {
+		_ = p.agent.Run(ctx)
+		cancel()
+		end()
+		parts.Wait()
+		close(left)
+	})
+	if w.draw(func(r *rand.Rand) time.Duration { return time.Duration(r.IntN(2)) }) == 0 {
+		soon := time.AfterFunc(w.draw(func(*rand.Rand) time.Duration { return w.upTo(time.Hour) }), p.kill)
+		defer soon.Stop()
+	}
+	select {
+	case <-left:
+	case <-p.doom:
+		close(p.dead)
+		cancel()
+		w.mu.Lock()
+		w.kills++
+		w.mu.Unlock()
+		// The next one clears away what is left before it starts any.
+		time.Sleep(time.Second + w.draw(func(*rand.Rand) time.Duration { return w.upTo(time.Minute) }))
+	}
 }
 
 // host runs drones with one key, one after the other.
 func (w *world) host(key string) {
-	c := &wire{w: w, key: key}
+	l := &line{}
 	go func() { // partitions
 		for w.stop.Err() == nil {
 			d := w.draw(func(*rand.Rand) time.Duration { return w.upTo(40 * time.Minute) })
@@ -273,41 +371,23 @@ func (w *world) host(key string) {
 				return
 			case <-time.After(d):
 			}
-			c.mu.Lock()
-			c.cut = time.Now().Add(w.draw(func(*rand.Rand) time.Duration { return w.upTo(25 * time.Minute) }))
-			c.mu.Unlock()
+			l.mu.Lock()
+			l.cut = time.Now().Add(w.draw(func(*rand.Rand) time.Duration { return w.upTo(25 * time.Minute) }))
+			l.mu.Unlock()
 		}
 	}()
+	var rest sync.WaitGroup
 	for w.stop.Err() == nil {
-		m := &Manager{Start: func(id string) (bot.Bot, error) { return w.start(key, id) }}
-		a := &Agent{Queen: c, Manager: m, Capacity: 3, Interval: time.Minute, Grace: simGrace}
-		life, end := context.WithCancel(context.Background())
-		var parts sync.WaitGroup
-		parts.Go(func() { _ = m.Run(life) })
-		ctx, cancel := context.WithTimeout(w.stop, w.draw(func(*rand.Rand) time.Duration { return 10*time.Minute + w.upTo(3*time.Hour) }))
-		parts.Go(func() { // drains and undrains
-			for on := true; ; on = !on {
-				d := w.draw(func(*rand.Rand) time.Duration { return w.upTo(90 * time.Minute) })
-				select {
-				case <-ctx.Done():
-					return
-				case <-time.After(d):
-					a.Drain(on)
-				}
-			}
-		})
-		_ = a.Run(ctx)
-		cancel()
-		end()
-		parts.Wait()
+		(&process{w: w, key: key, line: l, doom: make(chan struct{}), dead: make(chan struct{})}).run(&rest)
 	}
+	rest.Wait()
 }
 
-// Promise B1: whatever the network does, whoever drains, crashes and comes
-// back, and however far the clocks of the queen's servers are apart within
+// Promise B1: whatever the network does, whoever drains, is killed and comes
+// back, however long bots may take to end, and however far the clocks of the queen's servers are apart within
 // ±30 s: a device never has two bots.
 func TestNeverTwoBotsForADevice(t *testing.T) {
-	starts := 0
+	starts, kills := 0, 0
 	seed := rand.Uint64()
 	for i := range *schedules {
 		synctest.Test(t, func(t *testing.T) {
@@ -330,13 +410,14 @@ func TestNeverTwoBotsForADevice(t *testing.T) {
 			hosts.Wait()
 			time.Sleep(time.Hour) // drained bots end
 			starts += w.starts
+			kills += w.kills
 		})
 		if t.Failed() {
 			t.Fatalf("seed %d, schedule %d", seed, i)
 		}
 	}
-	t.Logf("%d schedules, %d bots started", *schedules, starts)
-	if starts < *schedules {
-		t.Errorf("%d bots were started in %d schedules: this shows nothing", starts, *schedules)
+	t.Logf("%d schedules, %d bots started, %d drones killed", *schedules, starts, kills)
+	if starts < *schedules || kills < *schedules {
+		t.Errorf("%d bots were started and %d drones killed in %d schedules: this shows nothing", starts, kills, *schedules)
 	}
 }

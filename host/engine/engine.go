@@ -47,6 +47,8 @@ type Engine interface {
 	// Pull fetches ref from its registry, without credentials. It takes as long
 	// as ctx allows.
 	Pull(ctx context.Context, ref string) error
+	// Tag gives the image that ref means one more name; another image loses it.
+	Tag(ctx context.Context, ref, name string) error
 	// RemoveImage takes away a name, or an image that has no other and that no
 	// container uses; else it is a Conflict.
 	RemoveImage(ctx context.Context, ref string) error
@@ -93,6 +95,8 @@ type Spec struct {
 	Image          string // name or id of a local image
 	Labels         map[string]string
 	Env            []string
+	Command        []string // "" = the image's
+	Capabilities   []string // all that its processes may have, "CAP_CHOWN"; nil = the engine's default
 	Mounts         []Mount
 	Devices        []string // paths, the same inside
 	Network        string   // "" = the engine's default bridge
@@ -121,11 +125,15 @@ type Event struct {
 	Labels            map[string]string
 }
 
-// Repository is an image's name without tag and digest.
+// Repository is an image's name without tag and digest, as engines list it:
+// those of the registry that is theirs by default without its name.
 func Repository(ref string) string {
 	ref, _, _ = strings.Cut(ref, "@")
 	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
 		ref = ref[:i]
+	}
+	if short, ok := strings.CutPrefix(ref, "docker.io/"); ok {
+		return strings.TrimPrefix(short, "library/")
 	}
 	return ref
 }

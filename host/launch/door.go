@@ -111,10 +111,14 @@ func (l *Launcher) Undrain(slot string) error {
 	return nil
 }
 
-// RequestReboot drains the host and restarts it when no container runs.
+// RequestReboot drains the host and restarts it when no container runs. While
+// that happens it does nothing.
 func (l *Launcher) RequestReboot() error {
 	if l.o.Reboot == nil {
 		return skep.Errorf(skep.Precondition, "this launcher may not restart the host; start it with --reboot-command")
+	}
+	if l.rebootBegun() {
+		return nil
 	}
 	return l.stamp(rebootStamp)
 }
@@ -140,8 +144,9 @@ func (l *Launcher) Handler() http.Handler {
 	return mux
 }
 
-var statusOf = map[skep.Kind]int{skep.Invalid: http.StatusBadRequest, skep.NotFound: http.StatusNotFound, skep.Conflict: http.StatusConflict, skep.Precondition: http.StatusPreconditionFailed}
+var statusOf = map[skep.Kind]int{skep.Invalid: http.StatusBadRequest, skep.NotFound: http.StatusNotFound, skep.Conflict: http.StatusConflict, skep.Precondition: http.StatusPreconditionFailed, skep.Denied: http.StatusForbidden}
 
+// answer writes v, or err with its reason, as the socket answers.
 func answer(w http.ResponseWriter, v any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {

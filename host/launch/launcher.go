@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/gofrs/flock"
 
 	"github.com/skepdev/skep"
@@ -39,7 +40,7 @@ type Settings struct {
 	MaxUnavailable int
 	Deadlines      map[Cause]time.Duration // of drains; a cause that is missing has Deadline
 	Deadline       time.Duration           // 0 = 4 h
-	StopGrace      time.Duration           // 0 = 30 s
+	StopGrace      time.Duration           // 0 = defaultStopGrace
 	RefreshImage   time.Duration           // between looks for a newer image under a name without digest; 0 = never
 
 	MaxHostAge  time.Duration // 0 = any
@@ -78,6 +79,10 @@ type Options struct {
 
 	Settings func() Settings
 
+	// EngineSocket is the file at which the engine listens: when it is made anew
+	// the engine is back, and asked at once; "" = it is asked every few seconds.
+	EngineSocket string
+
 	// RestartEngine and Reboot act on the host. nil = nobody may.
 	RestartEngine func(ctx context.Context) error
 	UpdateEngine  func(ctx context.Context) error
@@ -101,14 +106,20 @@ type Launcher struct {
 
 	mu        sync.Mutex
 	image     string // id of the local image that is wanted
-	imageNote string // why there is none
+	imageNote string // why there is none, or no newer one
+	refresh   struct {
+		ref string
+		at  time.Time
+	}
 	drains    map[string]Drain
 	deaths    map[string][]Death
 	known     map[string]engine.Container // by id: what Inspect told of the living
 	problems  map[string]string           // by key: the last error
 	host      Cause
-	rebooting string // why
-	updates   int    // of the engine that failed in a row
+	rebooting string // why; it was told to
+	rebootAt  time.Time
+	updates   updates
+	had       had
 
 	look     sync.Mutex // one look at the engine at a time
 	current  int        // guarded by mu: grows with what makes a look stale
@@ -117,9 +128,11 @@ type Launcher struct {
 }
 
 const (
-	keyHost   = "host"
-	keyEngine = "engine" // in the journal
-	keyImage  = "image"
+	keyHost    = "host"
+	keyImage   = "image"
+	keyEngine  = "engine"  // in the journal
+	keyUpdates = "updates" // in the journal
+	keyImages  = "images"  // in the journal
 )
 
 // Open takes the state directory, or says at once that another launcher has it.
@@ -135,17 +148,21 @@ func Open(o Options) (*Launcher, error) {
 	}
 	for _, dir := range []string{o.Root, o.StateDir, o.LockDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
+			return nil, skep.Errorf(skep.Precondition, "the launcher cannot write its directory: %w", err)
 		}
 	}
 	l := &Launcher{
 		o: o, log: o.Log, drains: map[string]Drain{}, deaths: map[string][]Death{},
 		known: map[string]engine.Container{}, problems: map[string]string{}, current: 1,
 	}
+	l.doctor.sick = map[string]int{}
 	l.metrics = newMetrics(l)
+	l.host = l.before()
 	l.lock = flock.New(filepath.Join(o.StateDir, "lock"))
 	if held, err := l.lock.TryLock(); err != nil || !held {
-		if err == nil {
+		if err != nil {
+			err = skep.Errorf(skep.Precondition, "the launcher cannot lock its --state-dir: %w", err)
+		} else {
 			err = skep.Errorf(skep.Conflict, "another skep host works in %s; see skep host status", o.StateDir)
 		}
 		return nil, err
@@ -163,15 +180,22 @@ func Open(o Options) (*Launcher, error) {
 // recall reads what earlier launchers noted.
 func (l *Launcher) recall() (err error) {
 	if l.journal, err = reconcile.OpenJournal(filepath.Join(l.o.StateDir, "journal")); err != nil {
-		return err
+		return skep.Errorf(skep.Precondition, "the launcher's --state-dir: %w", err)
 	}
 	entries, err := l.journal.Entries(context.Background())
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if e.Key == keyEngine {
+		switch e.Key {
+		case keyEngine:
 			_ = json.Unmarshal(e.Note, &l.doctor.tried)
+			continue
+		case keyUpdates:
+			_ = json.Unmarshal(e.Note, &l.updates)
+			continue
+		case keyImages:
+			_ = json.Unmarshal(e.Note, &l.had)
 			continue
 		}
 		var d Drain
@@ -190,9 +214,12 @@ func (l *Launcher) Close() error {
 }
 
 // Once is one pass: everything that is to be done now is begun, and what it
-// takes is not waited for. spec host.md §1.3.
+// takes is not waited for, but for the image. Slots are filled with the one that
+// is here, and looked at while a registry keeps the pass waiting: no other can
+// begin meanwhile. spec host.md §1.3.
 func (l *Launcher) Once(ctx context.Context) error {
 	if err := l.answers(ctx); err != nil {
+		l.cure(ctx, err)
 		return err
 	}
 	if _, err := l.hostStep(ctx); err != nil {
@@ -201,25 +228,55 @@ func (l *Launcher) Once(ctx context.Context) error {
 	if l.rebootBegun() {
 		return nil
 	}
-	if err := l.images.Pass(ctx); err != nil { // an image that is here will do
-		l.log.WarnContext(ctx, "image", "err", err)
+	_, _ = l.present(ctx, l.o.Settings().Image) // an error is the image step's, too
+	if err := l.fill(ctx); err != nil {
+		return err
 	}
-	if err := l.loop.Pass(ctx); err != nil { // per container: logged, exit code 0 as before
-		l.log.WarnContext(ctx, "pass", "err", err)
+	with := l.imageID()
+	imaged := make(chan struct{})
+	pulls, cancel := context.WithCancel(ctx)
+	go func() {
+		defer close(imaged)
+		if err := l.images.Pass(pulls); err != nil {
+			l.log.WarnContext(ctx, "image", "err", err)
+		}
+	}()
+	defer func() { cancel(); <-imaged }()
+	again := time.NewTicker(time.Minute)
+	defer again.Stop()
+	for {
+		select {
+		case <-imaged:
+			if l.imageID() == with {
+				return nil
+			}
+			return l.fill(ctx)
+		case <-again.C:
+			if err := l.fill(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
 }
 
-// answers asks the engine five times. spec host.md §1.1.
-func (l *Launcher) answers(ctx context.Context) (err error) {
-	for pause := time.Second; ; pause *= 2 {
-		if err = l.o.Engine.Ping(ctx); err == nil || pause > 8*time.Second {
+// fill does one step of each slot, and more while the engine serves none.
+func (l *Launcher) fill(ctx context.Context) error {
+	for n := 1; ; n++ {
+		if err := l.loop.Pass(ctx); err != nil { // per container: logged, exit code 0 as before
+			l.log.WarnContext(ctx, "pass", "err", err)
+		}
+		deaf := l.unserved(n)
+		if deaf == nil {
+			return nil
+		}
+		err := l.answers(ctx)
+		if err != nil || n == asks {
+			err = errors.Join(err, deaf)
+			l.cure(ctx, err)
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause):
+		if err := rest(ctx, n); err != nil {
+			return err
 		}
 	}
 }
@@ -321,8 +378,10 @@ func (l *Launcher) observe(ctx context.Context) ([]engine.Container, error) {
 		return list, nil
 	}
 	list, err := l.o.Engine.List(ctx, map[string]string{LabelLauncher: l.o.Name})
-	l.noteHung(err)
 	if err != nil {
+		if ctx.Err() == nil {
+			l.suspect()
+		}
 		return nil, err
 	}
 	l.mu.Lock()
@@ -387,9 +446,11 @@ func (l *Launcher) plan(list []engine.Container) []Action {
 	}
 	return Plan(time.Now(), Want{
 		Slots: s.Slots, Image: l.image, Version: l.o.Version, MaxAge: s.MaxAge, MaxUnavailable: s.MaxUnavailable,
-		StopGrace: orElse(s.StopGrace, 30*time.Second), Host: l.host, Stamped: stamped, Deadline: s.deadline,
+		StopGrace: orElse(s.StopGrace, defaultStopGrace), Host: l.host, Stamped: stamped, Deadline: s.deadline,
 	}, have)
 }
+
+const defaultStopGrace = 30 * time.Second
 
 func orElse(d, zero time.Duration) time.Duration {
 	if d == 0 {
@@ -400,11 +461,15 @@ func orElse(d, zero time.Duration) time.Duration {
 
 // step does what Plan says of one slot, and what follows from that.
 func (l *Launcher) step(ctx context.Context, key string) (again time.Duration, err error) {
+	var unknown error // what keeps a container from being looked at
 	defer func() {
+		sick := engine.Hung(err) || unknown != nil
 		if ctx.Err() == nil || err == nil {
-			l.note(key, err)
+			l.note(key, err, sick)
 		}
-		l.noteHung(err)
+		if sick {
+			l.suspect()
+		}
 	}()
 	if key == keyHost {
 		return l.hostStep(ctx)
@@ -414,9 +479,8 @@ func (l *Launcher) step(ctx context.Context, key string) (again time.Duration, e
 		if err != nil {
 			return 0, err
 		}
-		if err := l.inspect(ctx, key, list); err != nil {
-			return 0, err
-		}
+		// What is not known of a container keeps no drain of it from its end.
+		unknown = l.inspect(ctx, key, list)
 		var next time.Time
 		did := false
 		for _, a := range l.plan(list) {
@@ -431,10 +495,16 @@ func (l *Launcher) step(ctx context.Context, key string) (again time.Duration, e
 			}
 			if err := l.apply(ctx, a); err != nil {
 				l.stale()
+				if a.Act == ActRemove { // nothing else is left to try
+					l.suspect()
+				}
 				return 0, fmt.Errorf("%s: %w", a.Act, err)
 			}
 			did = did || a.Act != ActDrain && a.Act != ActStop && a.Act != ActKill
 			l.stale()
+		}
+		if unknown != nil {
+			return 0, unknown
 		}
 		if !did {
 			if next.IsZero() {
@@ -446,12 +516,19 @@ func (l *Launcher) step(ctx context.Context, key string) (again time.Duration, e
 	return 10 * time.Millisecond, nil
 }
 
-func (l *Launcher) note(key string, err error) {
+func (l *Launcher) note(key string, err error, sick bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.problems, key)
 	if err != nil {
 		l.problems[key] = err.Error()
+	}
+	switch {
+	case key == keyHost:
+	case sick:
+		l.doctor.sick[key]++
+	default:
+		delete(l.doctor.sick, key)
 	}
 }
 
@@ -484,6 +561,9 @@ func (l *Launcher) apply(ctx context.Context, a Action) error {
 			return err
 		}
 		return gone(e.Signal(ctx, a.Container.ID, "SIGKILL"))
+	case ActRemove:
+		log.ErrorContext(ctx, "the container does not die, it is removed by force", "cause", a.Drain.Cause, "container", a.Container.ID)
+		return e.Remove(ctx, a.Container.ID)
 	}
 	return fmt.Errorf("there is no act %q", a.Act)
 }
@@ -530,6 +610,11 @@ func (l *Launcher) create(ctx context.Context, a Action) error {
 		Name: a.Slot, Hostname: l.o.Host + "--" + a.Slot, Image: a.Image, Labels: labels, Env: append(env, tokens...),
 		Mounts: mounts, Devices: l.o.Devices, Network: l.o.Network, StopSignal: "SIGINT", LogLimit: 4 << 20, ExtraHosts: l.o.Hosts,
 	})
+	if skep.KindOf(err) == skep.NotFound { // of the image, if somebody took it away, or of a network or mount
+		if _, gone := l.o.Engine.Image(ctx, a.Image); skep.KindOf(gone) == skep.NotFound {
+			l.images.Wake(keyImage)
+		}
+	}
 	if skep.KindOf(err) == skep.Conflict {
 		return skep.Errorf(skep.Conflict, "%w; a container that is not this launcher's has the name %s: rename or remove it", err, a.Slot)
 	}
@@ -576,8 +661,17 @@ func (l *Launcher) tokens(slot string) ([]string, error) {
 }
 
 // drain asks the bot to end after its task. It is noted first: two signals in
-// 3 s would stop it.
+// 3 s would stop it. And so is its deadline, before an engine is asked that may
+// hang.
 func (l *Launcher) drain(ctx context.Context, a Action) error {
+	l.mu.Lock()
+	noted := l.drains[a.Slot] == a.Drain
+	l.mu.Unlock()
+	if !noted {
+		if err := l.remember(ctx, a.Slot, a.Drain); err != nil {
+			return err
+		}
+	}
 	c, err := l.o.Engine.Inspect(ctx, a.Container.ID)
 	if err != nil {
 		return gone(err)
@@ -673,9 +767,19 @@ func (l *Launcher) bury(ctx context.Context, slot string, c engine.Container) er
 // exitReboot is how the first process ends when its bot wants a reboot.
 const exitReboot = 10
 
+// How often an engine that does not answer is asked: soon at first, then every
+// few seconds, as not every return makes the socket anew.
+const (
+	askFirst = 50 * time.Millisecond
+	askMax   = 5 * time.Second
+)
+
 // follow wakes slots by what the engine tells.
 func (l *Launcher) follow(ctx context.Context) {
-	pause := 50 * time.Millisecond
+	var back <-chan struct{} // nil while it answers, or where its return cannot be seen
+	end := func() {}
+	defer func() { end() }()
+	pause := askFirst
 	labels := map[string]string{LabelLauncher: l.o.Name}
 	for ctx.Err() == nil {
 		for ev, err := range l.o.Engine.Events(ctx, labels, func() { l.stale(); l.loop.Wake(l.keys()...) }) {
@@ -684,7 +788,7 @@ func (l *Launcher) follow(ctx context.Context) {
 			}
 			switch ev.Action {
 			case "die", "start", "destroy", "pause", "unpause":
-				pause = 50 * time.Millisecond
+				pause = askFirst
 				// The list may still have the state before; Inspect waits for the new one.
 				l.mu.Lock()
 				delete(l.known, ev.Container)
@@ -694,14 +798,73 @@ func (l *Launcher) follow(ctx context.Context) {
 			}
 		}
 		l.suspect()
+		again := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-again.C:
+			pause = min(2*pause, askMax)
+		case <-back: // it is there, and answers in a moment
+			pause = askFirst
 		}
-		pause = min(2*pause, time.Second)
-		if l.o.Engine.Ping(ctx) == nil {
+		again.Stop()
+		err := l.o.Engine.Ping(ctx)
+		if err != nil { // what hung meanwhile says nothing of what is when it is back
+			l.recount()
+		}
+		switch {
+		case err != nil && back == nil:
+			back, end = l.watchEngine(ctx)
+		case err == nil:
+			end()
+			back, end = nil, func() {}
+			pause = min(pause, time.Second)
 			l.loop.Forgive() // what failed with the engine need not wait
 			l.images.Forgive()
 		}
+	}
+}
+
+// watchEngine returns what tells that the engine's socket was made, nil when
+// that cannot be seen, and what ends it.
+func (l *Launcher) watchEngine(ctx context.Context) (back <-chan struct{}, end func()) {
+	if l.o.EngineSocket == "" {
+		return nil, func() {}
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, func() {}
+	}
+	if err := w.Add(filepath.Dir(l.o.EngineSocket)); err != nil {
+		_ = w.Close()
+		return nil, func() {}
+	}
+	made := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case ev, ok := <-w.Events:
+				if !ok {
+					return
+				}
+				if filepath.Base(ev.Name) != filepath.Base(l.o.EngineSocket) || !ev.Has(fsnotify.Create) {
+					continue
+				}
+			case _, ok := <-w.Errors: // events were lost
+				if !ok {
+					return
+				}
+			}
+			select {
+			case made <- struct{}{}:
+			default:
+			}
+		}
+	})
+	return made, func() {
+		_ = w.Close()
+		wg.Wait()
 	}
 }

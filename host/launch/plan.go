@@ -39,7 +39,7 @@ type Drain struct {
 	Signalled time.Time `json:"signalled,omitzero"`    // when the bot last got SIGTERM
 	Stopped   time.Time `json:"stopped,omitzero"`      // when the deadline was over and SIGINT was sent
 	Deadline  time.Time `json:"deadline"`              // when the drain becomes a stop
-	Late      bool      `json:"late,omitempty"`        // the journal's: it was killed
+	Late      bool      `json:"late,omitempty"`        // it was killed
 	Why       string    `json:"unsignalled,omitempty"` // why the bot has had no signal yet
 }
 
@@ -75,6 +75,7 @@ const (
 	ActDrain   Act = "drain"   // ask the bot to end after its task
 	ActStop    Act = "stop"    // ask it to end now
 	ActKill    Act = "kill"    // end it
+	ActRemove  Act = "remove"  // have the engine end it by force and take it away
 	ActForget  Act = "forget"  // a drain's container is gone
 )
 
@@ -95,6 +96,7 @@ const (
 	signalAgain  = time.Minute
 	unknownAgain = 5 * time.Second
 	killAgain    = 10 * time.Second
+	removeAfter  = 30 * time.Second // of kills that did nothing
 	// A container that is created and not started is somebody's who is just
 	// starting it, or it never will be.
 	createdFor = 10 * time.Second
@@ -317,8 +319,11 @@ func (p *planner) drain(slot string, c engine.Container, cause Cause, d Drain, n
 	switch {
 	case !d.Stopped.IsZero():
 		kill := d.Stopped.Add(p.want.StopGrace)
-		if a.Act, a.At = ActKill, p.now.Add(killAgain); p.now.Before(kill) {
+		switch a.Act, a.At = ActKill, p.now.Add(killAgain); {
+		case p.now.Before(kill):
 			a.Act, a.At = "", kill
+		case d.Late && p.now.Sub(kill) >= removeAfter:
+			a.Act = ActRemove
 		}
 		return a
 	case !p.now.Before(d.Deadline):

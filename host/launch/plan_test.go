@@ -59,6 +59,12 @@ func TestPlan(t *testing.T) {
 		{"a stop past its grace is a kill", func(w *Want) { w.Stamped = map[string]bool{"000": true} }, Have{Containers: []engine.Container{running("000"), running("001")}, Drains: map[string]Drain{
 			"000": {Container: "c000", Cause: CauseStamp, Asked: start.Add(-2 * time.Hour), Deadline: start.Add(-time.Hour), Stopped: start.Add(-30 * time.Second)},
 		}}, []string{"000 kill"}},
+		{"what no kill ends is removed", func(w *Want) { w.Stamped = map[string]bool{"000": true} }, Have{Containers: []engine.Container{running("000"), running("001")}, Drains: map[string]Drain{
+			"000": {Container: "c000", Cause: CauseStamp, Asked: start.Add(-2 * time.Hour), Deadline: start.Add(-time.Hour), Stopped: start.Add(-time.Minute), Late: true},
+		}}, []string{"000 remove"}},
+		{"but not unless it was killed", func(w *Want) { w.Stamped = map[string]bool{"000": true} }, Have{Containers: []engine.Container{running("000"), running("001")}, Drains: map[string]Drain{
+			"000": {Container: "c000", Cause: CauseStamp, Asked: start.Add(-2 * time.Hour), Deadline: start.Add(-time.Hour), Stopped: start.Add(-time.Minute)},
+		}}, []string{"000 kill"}},
 		{"a drain of another container is forgotten", func(*Want) {}, Have{Containers: []engine.Container{running("000"), running("001")}, Drains: map[string]Drain{"000": {Container: "gone"}}}, []string{"000 forget"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -100,7 +106,7 @@ func TestPlanKeepsItsWord(t *testing.T) {
 					a.Drain.Signalled = now
 					signalled[a.Container.ID] = now
 					have.Drains[a.Slot] = a.Drain
-				case ActStop, ActKill:
+				case ActStop, ActKill, ActRemove:
 					if end, ok := deadlines[a.Container.ID]; !ok || now.Before(end) {
 						rt.Fatalf("%s is stopped at %v, its deadline is %v", a.Slot, now, end)
 					}
@@ -166,6 +172,30 @@ func TestRung(t *testing.T) {
 	} {
 		if got := c.tried.rung(start); got != c.want {
 			t.Errorf("after %+v: %q, want %q", c.tried, got, c.want)
+		}
+	}
+}
+
+// Of containers that are over their age at most a fifth drain at a time, one at
+// least. promise D10.
+func TestAFifthDrainsForAge(t *testing.T) {
+	for slots, want := range map[int]int{1: 1, 3: 1, 9: 1, 10: 2, 30: 6} {
+		w := wanted(slots)
+		w.MaxAge, w.MaxUnavailable = 4*time.Hour, 1
+		have := Have{Drains: map[string]Drain{}}
+		for i := range slots {
+			have.Containers = append(have.Containers, container(SlotName(i), fmt.Sprint(i), engine.Running, "new", 5*time.Hour))
+		}
+		for range 3 { // those that drain count in the next plans
+			for _, a := range Plan(start, w, have) {
+				if a.Act == ActDrain {
+					a.Drain.Signalled = start
+					have.Drains[a.Slot] = a.Drain
+				}
+			}
+			if len(have.Drains) != want {
+				t.Errorf("%d of %d drain, want %d", len(have.Drains), slots, want)
+			}
 		}
 	}
 }

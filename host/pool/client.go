@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -88,9 +89,12 @@ func (c *Client) receive() {
 	}
 }
 
+// lastWord is what a service that ended a connection has to say why.
+const lastWord = 5 * time.Second
+
 // begin sends r under a new id. Its answers come from the channel, which is
 // closed when the connection ends.
-func (c *Client) begin(r *Request, files ...*os.File) (chan Response, error) {
+func (c *Client) begin(ctx context.Context, r *Request, files ...*os.File) (chan Response, error) {
 	answers := make(chan Response, 2)
 	c.mu.Lock()
 	if c.err != nil {
@@ -103,6 +107,18 @@ func (c *Client) begin(r *Request, files ...*os.File) (chan Response, error) {
 	c.mu.Unlock()
 	if err := c.conn.Send(r, files...); err != nil {
 		c.forget(r.ID)
+		// The service has ended the connection, and says why first. What else keeps
+		// a message from being sent ends nothing: our rooms live on.
+		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+			_ = c.conn.Socket().CloseWrite()
+			late := time.NewTimer(lastWord)
+			select {
+			case <-c.done:
+			case <-ctx.Done():
+			case <-late.C:
+			}
+			late.Stop()
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.err != nil {
@@ -138,7 +154,7 @@ func (c *Client) answer(ctx context.Context, id uint64, answers chan Response) (
 }
 
 func (c *Client) call(ctx context.Context, r *Request, files ...*os.File) (*Response, error) {
-	answers, err := c.begin(r, files...)
+	answers, err := c.begin(ctx, r, files...)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +185,13 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 		return nil, errNoSense
 	}
 	return r.Status, nil
+}
+
+// Rebase has rooms made of another base image; see the message. It takes as long
+// as unpacking that does.
+func (c *Client) Rebase(ctx context.Context, r Rebase) error {
+	_, err := c.call(ctx, &Request{Rebase: &r})
+	return err
 }
 
 // Shutdown ends the service, and returns when everything it had is removed.
@@ -227,7 +250,7 @@ type Command struct {
 // command cannot be started.
 func (c *Client) Start(ctx context.Context, e Exec, files [3]*os.File) (*Command, error) {
 	r := &Request{Exec: &e}
-	answers, err := c.begin(r, files[:]...)
+	answers, err := c.begin(ctx, r, files[:]...)
 	if err != nil {
 		return nil, err
 	}

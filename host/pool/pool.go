@@ -28,6 +28,7 @@ type Request struct {
 	Signal   *Signal      `json:"signal,omitempty"`
 	Release  *Release     `json:"release,omitempty"`
 	Status   *StatusAsked `json:"status,omitempty"`
+	Rebase   *Rebase      `json:"rebase,omitempty"`
 	Shutdown *Shutdown    `json:"shutdown,omitempty"`
 }
 
@@ -41,7 +42,7 @@ type Response struct {
 	Started *Started `json:"started,omitempty"` // of exec
 	Exit    *Exit    `json:"exit,omitempty"`    // of exec
 	Status  *Status  `json:"status,omitempty"`
-	Done    bool     `json:"done,omitempty"` // of bind, signal, release, shutdown
+	Done    bool     `json:"done,omitempty"` // of bind, signal, release, rebase, shutdown
 }
 
 // Echo comes back as it is.
@@ -115,6 +116,13 @@ type Release struct {
 
 // StatusAsked asks for the Status.
 type StatusAsked struct{}
+
+// Rebase asks for rooms of another base image. It is answered when no room of an
+// older one is given out any more; those that were are left alone.
+type Rebase struct {
+	File   string `json:"file"`   // absolute path of the archive
+	Digest string `json:"digest"` // sha256:…
+}
 
 // Shutdown asks the service to end. It is answered when everything is removed.
 type Shutdown struct{}
@@ -206,12 +214,7 @@ func (e *Error) Error() string { return e.Text }
 
 // Unwrap returns the error's kind, for skep.KindOf.
 func (e *Error) Unwrap() error {
-	for k := skep.Internal; k <= skep.Unavailable; k++ {
-		if k.String() == e.Kind {
-			return skep.Errorf(k, "%s", e.Text)
-		}
-	}
-	return nil
+	return skep.Errorf(skep.ParseKind(e.Kind), "%s", e.Text)
 }
 
 // Reasons of refusals.

@@ -124,6 +124,9 @@ func fork(path string, e *Exec, files []*os.File) (pid int, err error) {
 				_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 			}
 			_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+			if err = withoutKeys(); err != nil {
+				return
+			}
 			attr.Sys.Credential = &syscall.Credential{Uid: TaskUID, Gid: TaskGID}
 		}
 		pid, err = syscall.ForkExec(path, e.Args, attr)

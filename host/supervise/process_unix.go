@@ -15,8 +15,8 @@ import (
 )
 
 // signals are what a bot understands: SIGTERM drains, SIGINT stops
-// (decisions.md 2).
-var signals = map[ending]unix.Signal{draining: unix.SIGTERM, stopping: unix.SIGINT}
+// (decisions.md 2); and what it need not.
+var signals = map[ending]unix.Signal{draining: unix.SIGTERM, stopping: unix.SIGINT, killing: unix.SIGKILL}
 
 func signalChild(p *proc.Process, how ending) error { return p.Signal(signals[how]) }
 

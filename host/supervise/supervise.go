@@ -73,6 +73,7 @@ const (
 	keeping  ending = iota // ended bots are started again
 	draining               // bots finish what they run
 	stopping               // bots cancel what they run
+	killing                // bots are killed
 )
 
 // New returns a supervisor that does nothing before Run.
@@ -109,6 +110,9 @@ func (s *Supervisor) Drain() { s.end(draining) }
 
 // Stop asks every bot to cancel what it runs and to end, see Drain.
 func (s *Supervisor) Stop() { s.end(stopping) }
+
+// Kill kills every bot, see Drain. What a bot runs ends with it.
+func (s *Supervisor) Kill() { s.end(killing) }
 
 func (s *Supervisor) end(how ending) {
 	s.mu.Lock()

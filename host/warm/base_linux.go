@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -18,25 +19,45 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/room"
+	"github.com/skepdev/skep/internal/debris"
 )
-
-// Base is the image that rooms begin as: a tar archive of a root file system,
-// plain, gzip or zstd.
-type Base struct {
-	File   string
-	Digest string // "sha256:" and the hexadecimal digest of File
-
-	root string // unpacked
-}
 
 // What an image may be; a bomb is none.
 const (
 	maxBaseBytes   = 64 << 30
 	maxBaseEntries = 4 << 20
 )
+
+// Open returns the archive, whose end is an error if it has not the digest: for
+// a runtime that keeps images of its own.
+func (b *Base) Open() (io.ReadCloser, error) {
+	f, err := os.Open(b.File)
+	if err != nil {
+		return nil, skep.Errorf(skep.Precondition, "the base image: %w", err)
+	}
+	return &verified{File: f, digest: sha256.New(), want: b.Digest}, nil
+}
+
+type verified struct {
+	*os.File
+	digest hash.Hash
+	want   string
+}
+
+func (v *verified) Read(p []byte) (int, error) {
+	n, err := v.File.Read(p)
+	v.digest.Write(p[:n])
+	if err == io.EOF {
+		if got := "sha256:" + hex.EncodeToString(v.digest.Sum(nil)); got != v.want {
+			return n, skep.Errorf(skep.Precondition, "the base image %s has the digest %s, want %s; it is not used", v.Name(), got, v.want)
+		}
+	}
+	return n, err
+}
 
 // prepare sees to it that the image lies unpacked below dir, for users from
 // first on. One that was is not looked at again: its name is its digest.
@@ -59,7 +80,7 @@ func (b *Base) prepare(ctx context.Context, dir string, first, ids uint32) error
 	if err != nil {
 		return skep.Errorf(skep.Precondition, "the base image: %w", err)
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = debris.Remove(tmp) }()
 	if err := os.Chmod(tmp, 0o711); err != nil { //nolint:gosec // rooms' users pass through
 		return err
 	}
@@ -80,10 +101,29 @@ func (b *Base) prepare(ctx context.Context, dir string, first, ids uint32) error
 	if unpackErr != nil {
 		return skep.Errorf(skep.Precondition, "unpack the base image %s: %w", b.File, unpackErr)
 	}
+	// Its name says that it is whole, after a crash of the host too.
+	if err := syncFiles(root); err != nil {
+		return skep.Errorf(skep.Precondition, "sync the base image: %w", err)
+	}
 	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
 		return skep.Errorf(skep.Precondition, "the base image: %w", err)
 	}
+	if err := syncFiles(dir); err != nil {
+		return skep.Errorf(skep.Precondition, "sync the base image: %w", err)
+	}
 	return nil
+}
+
+// syncFiles makes what was written to the file system of dir durable: one call
+// for all files of an image, where a sync of each would take minutes. It is a
+// variable for tests.
+var syncFiles = func(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 type contextReader struct {
@@ -223,18 +263,13 @@ func unpack(r io.Reader, dir string, first, ids int) error {
 // pruneBases removes images below dir that are not used, and half unpacked
 // ones.
 func pruneBases(dir string, used []string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	entries, err := fs.ReadDir(root.FS(), ".")
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		if !slices.Contains(used, filepath.Join(dir, e.Name(), "root")) {
-			if err := root.RemoveAll(e.Name()); err != nil {
+			if err := debris.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}
 		}

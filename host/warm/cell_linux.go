@@ -17,7 +17,9 @@ import (
 
 	"github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/host/room"
+	"github.com/skepdev/skep/internal/debris"
 	"github.com/skepdev/skep/internal/jsonfd"
+	"github.com/skepdev/skep/internal/peercred"
 	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/reconcile"
 )
@@ -113,6 +115,7 @@ func (s *Service) make(ctx context.Context, name string) (time.Duration, error) 
 	s.paused = ""
 	s.circuit.Succeeded("make")
 	s.took += (time.Since(began) - s.took) / 4
+	s.metrics.made.Observe(time.Since(began).Seconds())
 	c.body, c.seen = b, s.o.Now()
 	s.ready(c)
 	s.fill()
@@ -149,7 +152,7 @@ func (s *Service) birth(ctx context.Context, c *cell) (*body, error) {
 	came, greeted := make(chan hello, 1), make(chan struct{})
 	spec.Greeted = greeted
 	go func() {
-		b, err := greet(l)
+		b, err := s.greet(l, spec)
 		close(greeted)
 		came <- hello{b, err}
 	}()
@@ -185,7 +188,7 @@ const birthLimit = 60 * time.Second
 
 // layOut makes the room's directory, with the socket that it says hello at.
 func (s *Service) layOut(spec *Spec) (*net.UnixListener, error) {
-	if err := os.Mkdir(spec.Dir, 0o711); err != nil {
+	if err := private(spec.Dir, spec.FirstID); err != nil {
 		return nil, err
 	}
 	for _, sub := range []string{"upper", "work", "root", "run"} {
@@ -213,6 +216,18 @@ func (s *Service) layOut(spec *Spec) (*net.UnixListener, error) {
 	return l, nil
 }
 
+// private sees to it that dir is there, and that of all users of the host but
+// root only the rooms' root gets into it.
+func private(dir string, first uint32) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := os.Chown(dir, 0, int(first)); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o710) //nolint:gosec // as said
+}
+
 // listenLong listens at a path that may be longer than an address can be.
 func listenLong(path string) (*net.UnixListener, error) {
 	dir, err := os.Open(filepath.Dir(path))
@@ -229,12 +244,23 @@ func listenLong(path string) (*net.UnixListener, error) {
 }
 
 // greet takes the room's connection and its hello. Nothing of a client's has
-// run in the room yet, so the first to connect is the right one.
-func greet(l *net.UnixListener) (*body, error) {
-	uc, err := l.AcceptUnix()
-	if err != nil {
-		return nil, err
+// run in the room yet, so the first of its users to connect is the right one.
+func (s *Service) greet(l *net.UnixListener, spec *Spec) (*body, error) {
+	var uc *net.UnixConn
+	for uc == nil {
+		peer, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		cred, err := peercred.Of(peer)
+		if err == nil && uint32(cred.UID) == spec.FirstID {
+			uc = peer
+			break
+		}
+		s.log.Warn("somebody else came to a room's socket", "room", spec.Name, "cred", cred, "err", err)
+		_ = peer.Close()
 	}
+	var err error
 	b := &body{conn: jsonfd.NewConn(uc), calls: map[uint64]func(room.News){}, over: make(chan struct{})}
 	if b.pidfd, err = peerPidfd(uc); err != nil {
 		_ = uc.Close()
@@ -408,6 +434,9 @@ func (s *Service) detach(c *cell) {
 
 // end removes a room: a step of the enders, repeated until it is done.
 func (s *Service) end(ctx context.Context, name string) (time.Duration, error) {
+	if name == keyBases {
+		return 0, s.pruneBases()
+	}
 	s.mu.Lock()
 	c := s.rooms[name]
 	if c == nil || c.state != cellEnding {
@@ -433,7 +462,7 @@ func (s *Service) end(ctx context.Context, name string) (time.Duration, error) {
 	}
 	delete(s.rooms, name)
 	s.totals.Removed++
-	s.pruneBases()
+	s.enders.Wake(keyBases)
 	s.closeIfEmpty()
 	s.fill()
 	return 0, nil
@@ -458,12 +487,7 @@ func (s *Service) remove(ctx context.Context, c *cell) error {
 // and hold no mounts: they are the room's, and gone with it. L20 of
 // promises.md.
 func (s *Service) removeDir(spec *Spec) error {
-	root, err := os.OpenRoot(filepath.Join(s.o.Dir, "rooms"))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if spec.Name == "" || spec.Name != filepath.Base(spec.Name) || filepath.Join(root.Name(), spec.Name) != spec.Dir {
+	if !roomName.MatchString(spec.Name) || filepath.Join(s.o.Dir, "rooms", spec.Name) != spec.Dir {
 		return fmt.Errorf("%s is not a directory of this pool; nothing was removed", spec.Dir)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -477,11 +501,15 @@ func (s *Service) removeDir(spec *Spec) error {
 			}
 		}
 	}
-	return root.RemoveAll(spec.Name)
+	return debris.Remove(spec.Dir)
 }
 
 // ready puts a room into stock, or gives it to who waits longest.
 func (s *Service) ready(c *cell) {
+	if s.outdated(c) {
+		s.retire(c)
+		return
+	}
 	c.move(cellReady)
 	s.stock = append(s.stock, c)
 	s.serve()
@@ -545,6 +573,9 @@ func (s *Service) checked(w *waiter, c *cell, lives bool) {
 			return
 		}
 		s.wait(w, true)
+	case s.outdated(c): // another base image was asked for meanwhile
+		s.retire(c)
+		s.wait(w, true)
 	case !lives:
 		s.failed("room", "room "+c.Spec.Name+" did not answer and was not handed out")
 		s.retire(c)
@@ -557,6 +588,7 @@ func (s *Service) checked(w *waiter, c *cell, lives bool) {
 func (s *Service) served(w *waiter, c *cell) {
 	s.totals.Served++
 	s.gave = time.Now()
+	s.metrics.got.Observe(s.gave.Sub(w.asked).Seconds())
 	w.stop()
 	if w.get.Confirm {
 		c.move(cellUsed)
@@ -592,7 +624,7 @@ func (s *Service) abandoned(c *cell) {
 
 // giveUp puts a room that nobody did anything in back, and ends any other.
 func (s *Service) giveUp(c *cell) {
-	if c.state != cellLeased {
+	if c.state != cellLeased || s.outdated(c) {
 		s.retire(c)
 		return
 	}

@@ -12,13 +12,12 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/host/room"
 	"github.com/skepdev/skep/internal/backoff"
 	"github.com/skepdev/skep/internal/jsonfd"
+	"github.com/skepdev/skep/internal/peercred"
 	"github.com/skepdev/skep/internal/proc"
 )
 
@@ -30,6 +29,7 @@ type client struct {
 	uid    uint32
 	rooms  map[*cell]bool
 	execs  map[uint64]running // by the id of their request
+	binds  int                // under way
 	asked  map[uint64]bool    // shutdowns to answer
 	gone   bool
 
@@ -71,14 +71,14 @@ func (s *Service) accept(serving *sync.WaitGroup) {
 // admit makes a client of a connection whose peer may come in.
 func (s *Service) admit(uc *net.UnixConn) *client {
 	c := &client{s: s, conn: jsonfd.NewConn(uc), rooms: map[*cell]bool{}, execs: map[uint64]running{}, asked: map[uint64]bool{}}
-	cred, err := peerCred(uc)
+	cred, err := peercred.Of(uc)
 	s.mu.Lock()
 	var refusal *pool.Error
 	switch {
 	case err != nil:
 		refusal = pool.Refusef(skep.Denied, pool.ReasonDenied, "the kernel does not say who you are: %v", err)
 	case !s.allowed(cred):
-		refusal = pool.Refusef(skep.Denied, pool.ReasonDenied, "user %d may not use this pool; skep pool start --allow-user %d lets it in", cred.Uid, cred.Uid)
+		refusal = pool.Refusef(skep.Denied, pool.ReasonDenied, "user %d may not use this pool; skep pool start --allow-user %d lets it in", cred.UID, cred.UID)
 	case len(s.clients) >= s.o.MaxClients:
 		refusal = pool.Refusef(skep.Exhausted, pool.ReasonTooMany, "the pool has %d clients, which is its limit; try again later", len(s.clients))
 	}
@@ -91,24 +91,16 @@ func (s *Service) admit(uc *net.UnixConn) *client {
 		return nil
 	}
 	defer s.mu.Unlock()
-	c.uid = cred.Uid
+	c.uid = uint32(cred.UID)
 	s.totals.Clients++
 	c.number = s.totals.Clients
 	s.clients[c] = true
 	return c
 }
 
-func (s *Service) allowed(cred *unix.Ucred) bool {
-	return cred.Uid == 0 || int(cred.Uid) == os.Geteuid() || slices.Contains(s.o.Users, cred.Uid) || slices.Contains(s.o.Groups, cred.Gid)
-}
-
-func peerCred(uc *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred, errors.Join(cerr, err)
+func (s *Service) allowed(cred peercred.Cred) bool {
+	return cred.UID == 0 || cred.UID == os.Geteuid() || slices.Contains(s.o.Users, uint32(cred.UID)) ||
+		slices.ContainsFunc(s.o.Groups, func(gid uint32) bool { return cred.InGroup(int(gid)) })
 }
 
 // serve reads requests until the connection ends. One that is no message ends
@@ -226,11 +218,15 @@ func (c *client) farewell(err error) {
 	}
 }
 
+// mayManage says that the client is root or the service's own user.
+func (c *client) mayManage() bool { return c.uid == 0 || int(c.uid) == os.Geteuid() }
+
 // waiter is a get that has no room yet.
 type waiter struct {
 	client *client
 	id     uint64
 	get    *pool.Get
+	asked  time.Time
 	timer  *time.Timer
 }
 
@@ -249,7 +245,7 @@ func (w *waiter) refuse(e *pool.Error) {
 // take does what r asks for. The error says that r is no message.
 func (c *client) take(r *pool.Request) error {
 	n := 0
-	for _, set := range []bool{r.Echo != nil, r.Get != nil, r.Confirm != nil, r.Bind != nil, r.Exec != nil, r.Signal != nil, r.Release != nil, r.Status != nil, r.Shutdown != nil} {
+	for _, set := range []bool{r.Echo != nil, r.Get != nil, r.Confirm != nil, r.Bind != nil, r.Exec != nil, r.Signal != nil, r.Release != nil, r.Status != nil, r.Rebase != nil, r.Shutdown != nil} {
 		if set {
 			n++
 		}
@@ -297,7 +293,32 @@ func (c *client) do(r *pool.Request, files []*os.File) *pool.Error {
 	case r.Status != nil:
 		st := s.status()
 		c.answer(&pool.Response{ID: r.ID, Status: st})
+	case r.Rebase != nil:
+		switch {
+		case !c.mayManage():
+			return pool.Refusef(skep.Denied, pool.ReasonDenied, "user %d may use this pool and not change it; root and the user that it runs as may", c.uid)
+		case !filepath.IsAbs(r.Rebase.File):
+			return invalid("file: %q is not an absolute path", cut(r.Rebase.File, 200))
+		case s.stopping:
+			return pool.Refusef(skep.Unavailable, pool.ReasonStopping, "the pool is stopping")
+		}
+		id, base := r.ID, Base{File: r.Rebase.File, Digest: r.Rebase.Digest}
+		s.rebasing.Go(func() {
+			res := &pool.Response{ID: id, Done: true}
+			if err := s.rebase(base); err != nil {
+				res = &pool.Response{ID: id, Error: pool.Refusef(skep.KindOf(err), pool.ReasonCannot, "%v", err)}
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			c.answer(res)
+		})
 	case r.Shutdown != nil:
+		switch {
+		case !c.mayManage():
+			return pool.Refusef(skep.Denied, pool.ReasonDenied, "user %d may use this pool and not end it; root and the user that it runs as may", c.uid)
+		case len(c.asked) >= maxBusy:
+			return c.tooBusy()
+		}
 		c.asked[r.ID] = true
 		go s.stop()
 	case r.Get != nil:
@@ -309,11 +330,11 @@ func (c *client) do(r *pool.Request, files []*os.File) *pool.Error {
 			return invalid("timeout_ms is %d, want 0 to %d", g.TimeoutMS, day)
 		case g.HoldMS < 0 || g.HoldMS > 60_000:
 			return invalid("hold_ms is %d, want 0 to 60000", g.HoldMS)
-		case c.waiting()+len(c.execs) >= maxBusy:
-			return pool.Refusef(skep.Exhausted, pool.ReasonTooMany, "this connection has %d requests under way, which is the limit", maxBusy)
+		case c.busy() >= maxBusy:
+			return c.tooBusy()
 		}
 		s.demand.add(s.o.Now())
-		s.wait(&waiter{client: c, id: r.ID, get: g}, false)
+		s.wait(&waiter{client: c, id: r.ID, get: g, asked: time.Now()}, false)
 	case r.Confirm != nil:
 		if r.Confirm.KeepMS < 0 || r.Confirm.KeepMS > day {
 			return invalid("keep_ms is %d, want 0 to %d", r.Confirm.KeepMS, day)
@@ -329,17 +350,24 @@ func (c *client) do(r *pool.Request, files []*os.File) *pool.Error {
 		if !filepath.IsAbs(r.Bind.At) || filepath.Clean(r.Bind.At) == "/" || len(r.Bind.At) > 4000 || strings.Contains(r.Bind.At, "\x00") {
 			return invalid("at: %q is no absolute path to bind at", r.Bind.At)
 		}
+		if c.busy() >= maxBusy { // each is a thread of ours
+			return c.tooBusy()
+		}
 		cell, refusal := c.claim(r.Bind.Lease)
 		if refusal != nil {
 			return refusal
 		}
 		cell.move(cellUsed)
+		c.binds++
 		go func() {
 			defer closeAll(files)
 			res := &pool.Response{ID: r.ID, Done: true}
 			if err := bind(cell.body, cell.Spec.FirstID, files[0], filepath.Clean(r.Bind.At), r.Bind.ReadOnly); err != nil {
 				res = &pool.Response{ID: r.ID, Error: pool.Refusef(skep.Precondition, pool.ReasonBind, "bind at %s: %v", r.Bind.At, err)}
 			}
+			s.mu.Lock()
+			c.binds--
+			s.mu.Unlock()
 			c.answer(res)
 		}()
 	case r.Exec != nil:
@@ -372,6 +400,13 @@ func (c *client) do(r *pool.Request, files []*os.File) *pool.Error {
 		}()
 	}
 	return nil
+}
+
+// busy is how many requests of the connection are under way.
+func (c *client) busy() int { return c.waiting() + len(c.execs) + c.binds }
+
+func (c *client) tooBusy() *pool.Error {
+	return pool.Refusef(skep.Exhausted, pool.ReasonTooMany, "this connection has %d requests under way, which is the limit", maxBusy)
 }
 
 func (c *client) waiting() (n int) {
@@ -454,8 +489,8 @@ func (c *client) exec(r *pool.Request, files []*os.File) *pool.Error {
 		return pool.Refusef(skep.Invalid, pool.ReasonInvalid, "dir: %q is not absolute", e.Dir)
 	case c.execs[r.ID].cell != nil:
 		return pool.Refusef(skep.Invalid, pool.ReasonInvalid, "id %d is that of an exec that runs", r.ID)
-	case len(c.execs)+c.waiting() >= maxBusy:
-		return pool.Refusef(skep.Exhausted, pool.ReasonTooMany, "this connection has %d requests under way, which is the limit", maxBusy)
+	case c.busy() >= maxBusy:
+		return c.tooBusy()
 	}
 	cell, refusal := c.claim(e.Lease)
 	if refusal != nil {

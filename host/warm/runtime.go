@@ -8,6 +8,7 @@ type Spec struct {
 	Name string `json:"name"` // unique on the host; of the runtime's container, too
 	Dir  string `json:"dir"`  // the room's own directory; holds upper, work, root and run
 	Base string `json:"base"` // root directory of the base image, never written to
+	From Base   `json:"from"` // the archive that it is of; see Base.Open
 	Run  string `json:"run"`  // comes to be room.Dir in the room; below Dir
 
 	// FirstID is the user and group id on the host that root of the room is;
@@ -20,6 +21,15 @@ type Spec struct {
 	// Greeted is closed when the room has said hello: a Start that cannot tell
 	// otherwise whether it went well waits for it.
 	Greeted <-chan struct{} `json:"-"`
+}
+
+// Base is the image that rooms begin as: a tar archive of a root file system,
+// plain, gzip or zstd.
+type Base struct {
+	File   string `json:"file"`
+	Digest string `json:"digest"` // "sha256:" and the hexadecimal digest of File
+
+	root string // unpacked
 }
 
 // Runtime makes containers. Its calls may be made by many at once, for
@@ -36,4 +46,11 @@ type Runtime interface {
 	// Remove removes what Start made, outside of s.Dir too, and ends what runs in
 	// it. It may be called for what is gone, half made, or was never made.
 	Remove(ctx context.Context, s *Spec) error
+}
+
+// Capabilities of the room's root: those that a package manager or a login
+// needs, within its user namespace. Tasks have none.
+var Capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
+	"CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_KILL",
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +18,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/host/localsocket"
 	"github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/reconcile"
@@ -57,9 +57,13 @@ type Service struct {
 	enders  *reconcile.Loop
 	circuit reconcile.Circuit
 	leases  reconcile.Leases
+	metrics *metrics
 	program string // our copy of Options.Program
 
-	listener *net.UnixListener
+	basing   sync.Mutex     // of the directory of base images; taken before mu
+	rebasing sync.WaitGroup // under way
+
+	listener *localsocket.Listener
 	ctx      context.Context // ends when everything has to
 	cancel   context.CancelFunc
 	makeCtx  context.Context // ends when nothing is made any more
@@ -78,6 +82,7 @@ type Service struct {
 	paused   string // why nothing is made
 	totals   pool.Totals
 	failures []pool.Failed
+	errs     map[string]uint64 // all there ever were, by cause
 	fillAt   *time.Timer
 	trimAt   *time.Timer
 	empty    chan struct{} // closed when stopping and no room is left
@@ -123,9 +128,12 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	// Others pass through to what the pool hands to the rooms' own users.
-	for _, d := range []string{o.Dir, filepath.Join(o.Dir, "rooms"), filepath.Join(o.Dir, "bases")} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
+	// Clients pass through to the socket, and to all else only the rooms' root.
+	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
+		return nil, skep.Errorf(skep.Precondition, "the pool cannot write its directory: %w", err)
+	}
+	for _, d := range []string{"rooms", "bases"} {
+		if err := private(filepath.Join(o.Dir, d), o.FirstID); err != nil {
 			return nil, skep.Errorf(skep.Precondition, "the pool cannot write its directory: %w", err)
 		}
 	}
@@ -142,11 +150,15 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 			_ = lock.Close()
 		}
 	}()
+	if err := localsocket.Clear(o.Socket); err != nil {
+		return nil, err
+	}
 	s := &Service{
-		o: o, log: o.Log, began: o.Now(), rooms: map[string]*cell{}, clients: map[*client]bool{},
+		o: o, log: o.Log, began: o.Now(), rooms: map[string]*cell{}, clients: map[*client]bool{}, errs: map[string]uint64{},
 		empty: make(chan struct{}), took: time.Second,
 		program: filepath.Join(o.Dir, "room"),
 	}
+	s.metrics = newMetrics(s)
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	context.AfterFunc(s.ctx, func() { _ = lock.Close() })
 	defer func() {
@@ -172,39 +184,14 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	if err := s.recover(); err != nil {
 		return nil, err
 	}
-	if s.listener, err = listen(o.Socket, o.Groups); err != nil {
-		return nil, skep.Errorf(skep.Precondition, "the pool's socket: %w", err)
+	group := -1
+	if len(o.Groups) > 0 {
+		group = int(o.Groups[0])
+	}
+	if s.listener, err = localsocket.Listen(o.Socket, 0o660, group); err != nil {
+		return nil, err
 	}
 	return s, nil
-}
-
-// listen makes the socket, with its rights before anybody can reach it, in
-// place of one that a killed service left: the lock says that there is no
-// other.
-func listen(path string, groups []uint32) (*net.UnixListener, error) {
-	private, err := os.MkdirTemp(filepath.Dir(path), ".s")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(private)
-	tmp := filepath.Join(private, "s")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	err = os.Chmod(tmp, 0o660)
-	if err == nil && len(groups) > 0 {
-		err = os.Chown(tmp, -1, int(groups[0]))
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = l.Close()
-		return nil, err
-	}
-	return l, nil
 }
 
 func copyProgram(from, to string) error {
@@ -253,27 +240,11 @@ func (s *Service) recover() error {
 	if n := len(s.rooms); n > 0 {
 		s.log.Info("removing what an earlier pool left", "rooms", n)
 	}
-	return removeSocket(s.o.Socket)
+	return nil
 }
 
 // roomName is what names rooms and, in its own hierarchy, their cgroups.
 var roomName = regexp.MustCompile(`^skep-[0-9a-f]+-[0-9]+$`)
-
-// removeSocket removes the socket of a pool that was killed, and nothing else
-// that somebody may have at this path.
-func removeSocket(path string) error {
-	fi, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if fi.Mode().Type() != os.ModeSocket {
-		return skep.Errorf(skep.Precondition, "%s is there and is no socket; name another path for the pool's", path)
-	}
-	return os.Remove(path)
-}
 
 // Run serves until ctx ends or a client asks for shutdown; then it removes
 // every room and returns nil, or what it could not remove within 30 s.
@@ -288,13 +259,13 @@ func (s *Service) Run(ctx context.Context) error {
 	for name := range s.rooms {
 		s.enders.Wake(name)
 	}
-	s.pruneBases()
+	s.enders.Wake(keyBases)
 	s.fill()
+	s.log.Info("pool ready", "socket", s.o.Socket, "runtime", s.o.Runtime.Name(), "base", s.o.Base.Digest)
 	s.mu.Unlock()
 	serving.Go(func() { s.accept(&serving) })
 	stop := context.AfterFunc(ctx, s.stop)
 	defer stop()
-	s.log.Info("pool ready", "socket", s.o.Socket, "runtime", s.o.Runtime.Name(), "base", s.o.Base.Digest)
 	var err error
 	<-s.makeCtx.Done() // stopping
 	select {
@@ -304,7 +275,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = skep.Errorf(skep.Unavailable, "%d rooms are not removed; the next start tries again", len(s.rooms))
 		s.mu.Unlock()
 	}
-	_ = os.Remove(s.o.Socket)
+	_ = s.listener.Hide()
 	s.mu.Lock()
 	clients := make([]*client, 0, len(s.clients))
 	for c := range s.clients {
@@ -320,6 +291,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	serving.Wait()
 	s.cancel()
+	s.rebasing.Wait()
 	loops.Wait()
 	return errors.Join(err, s.journal.Close())
 }
@@ -327,7 +299,6 @@ func (s *Service) Run(ctx context.Context) error {
 // Close gives up a service that Run was not called for.
 func (s *Service) Close() {
 	_ = s.listener.Close()
-	_ = os.Remove(s.o.Socket)
 	_ = s.journal.Close()
 	s.cancel()
 }
@@ -352,6 +323,7 @@ func (s *Service) stop() {
 		w.refuse(pool.Refusef(skep.Unavailable, pool.ReasonStopping, "the pool is stopping"))
 	}
 	s.waiters = nil
+	s.enders.Forgive() // what could not be removed before may be now
 	for _, c := range s.rooms {
 		if c.state != cellMaking { // its creator sees to it, when it has given up
 			s.retire(c)
@@ -370,15 +342,58 @@ func (s *Service) madeNoMore() {
 	s.closeIfEmpty()
 }
 
-// pruneBases removes base images that are not ours and that no room is of.
-func (s *Service) pruneBases() {
+// keyBases is the enders' key for base images that are not needed any more. No
+// room is called so.
+const keyBases = "bases"
+
+// rebase has new rooms made of b, and gives out no others from then on.
+func (s *Service) rebase(b Base) error {
+	s.basing.Lock()
+	defer s.basing.Unlock()
+	if err := b.prepare(s.makeCtx, filepath.Join(s.o.Dir, "bases"), s.o.FirstID, s.o.IDs); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return skep.Errorf(skep.Unavailable, "the pool is stopping")
+	}
+	s.log.Info("base image changed", "base", b.Digest, "was", s.o.Base.Digest)
+	s.o.Base = b
+	for _, c := range slices.Clone(s.stock) {
+		if s.outdated(c) {
+			s.retire(c)
+		}
+	}
+	s.enders.Wake(keyBases)
+	s.circuit.Succeeded("make") // what was wrong with the old one says nothing of this one
+	s.paused = ""
+	s.fill()
+	return nil
+}
+
+// outdated says that a room is not of the base image of new ones.
+func (s *Service) outdated(c *cell) bool { return c.Spec.Base != s.o.Base.root }
+
+// pruneBases removes base images that are not ours and that no room is of. No
+// new room can come to be of one while basing is held, so the other mutex is not
+// while that takes its time: seconds, for a large one.
+func (s *Service) pruneBases() error {
+	s.basing.Lock()
+	defer s.basing.Unlock()
+	s.mu.Lock()
 	used := []string{s.o.Base.root}
 	for _, c := range s.rooms {
 		used = append(used, c.Spec.Base)
 	}
-	if err := pruneBases(filepath.Join(s.o.Dir, "bases"), used); err != nil {
+	s.mu.Unlock()
+	err := pruneBases(filepath.Join(s.o.Dir, "bases"), used)
+	if err != nil {
+		s.mu.Lock()
 		s.failed("base", err.Error())
+		s.mu.Unlock()
 	}
+	return err
 }
 
 func (s *Service) closeIfEmpty() {
@@ -391,8 +406,12 @@ func (s *Service) closeIfEmpty() {
 	}
 }
 
-// failed notes an error where status shows it.
+// failureCauses are what failures are about.
+var failureCauses = []string{"accept", "base", "make", "remove", "room"}
+
+// failed notes an error where status and metrics show it.
 func (s *Service) failed(cause, text string) {
+	s.errs[cause]++
 	s.failures = append(s.failures, pool.Failed{At: s.o.Now().UTC(), Cause: cause, Text: cut(text, 500)})
 	if n := len(s.failures) - 100; n > 0 {
 		s.failures = slices.Delete(s.failures, 0, n)
@@ -493,7 +512,7 @@ type note struct {
 func (s *Service) note(name string) (note, error) {
 	dir := filepath.Join(s.o.Dir, "rooms", name)
 	n := note{Spec: Spec{
-		Name: name, Dir: dir, Base: s.o.Base.root, Run: filepath.Join(dir, "run"),
+		Name: name, Dir: dir, Base: s.o.Base.root, From: Base{File: s.o.Base.File, Digest: s.o.Base.Digest}, Run: filepath.Join(dir, "run"),
 		FirstID: s.o.FirstID, IDs: s.o.IDs, HostNetwork: s.o.HostNetwork,
 	}}
 	g, err := proc.PlanGroup(name)

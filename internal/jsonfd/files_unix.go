@@ -13,6 +13,19 @@ import (
 // oobSize holds the descriptors of one receive.
 const oobSize = 16 + 4*16
 
+// wait returns when there is something to receive, or the end.
+func (c *Conn) wait() error {
+	return c.raw.Read(func(fd uintptr) bool {
+		for {
+			var one [1]byte
+			_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			if !errors.Is(err, unix.EINTR) {
+				return !errors.Is(err, unix.EAGAIN)
+			}
+		}
+	})
+}
+
 func received(oob []byte, flags int) (files []*os.File, err error) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {

@@ -15,3 +15,5 @@ func rights(files []*os.File) ([]byte, error) {
 	}
 	return nil, nil
 }
+
+func (c *Conn) wait() error { return nil }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // MaxLine is the longest line in bytes, its end included.
@@ -24,7 +25,8 @@ var ErrTooLong = fmt.Errorf("a message is longer than %d bytes", MaxLine)
 
 // Conn is one side of a connection. One goroutine may receive while many send.
 type Conn struct {
-	c *net.UnixConn
+	c   *net.UnixConn
+	raw syscall.RawConn
 
 	buf   []byte // received; of it next..len is not given out
 	next  int
@@ -34,7 +36,10 @@ type Conn struct {
 }
 
 // NewConn makes a Conn of c, which is then its.
-func NewConn(c *net.UnixConn) *Conn { return &Conn{c: c} }
+func NewConn(c *net.UnixConn) *Conn {
+	raw, _ := c.SyscallConn() // fails for no connection only, as all that follows
+	return &Conn{c: c, raw: raw}
+}
 
 // Socket returns the connection underneath, to ask it things.
 func (c *Conn) Socket() *net.UnixConn { return c.c }
@@ -69,9 +74,18 @@ func (c *Conn) Receive() ([]byte, error) {
 	}
 }
 
-// fill reads once more. The buffer grows with what comes, so that a
-// connection that says little costs little.
+// fill reads once more, when something is there: one that says nothing has no
+// buffer, and a small stack.
 func (c *Conn) fill() error {
+	if err := c.wait(); err != nil {
+		return err
+	}
+	return c.read()
+}
+
+// read receives what is there. The buffer grows with what comes, so that a
+// connection that says little costs little.
+func (c *Conn) read() error {
 	if cap(c.buf)-len(c.buf) < 512 {
 		grown := make([]byte, len(c.buf), max(1024, 2*cap(c.buf)))
 		copy(grown, c.buf)

@@ -5,9 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/skepdev/skep/internal/need"
 )
 
 func pkg(t *testing.T) *pack {
@@ -51,10 +52,7 @@ func TestRefused(t *testing.T) {
 // Debian's own tool reads what we made.
 func TestDebianReadsIt(t *testing.T) {
 	if _, err := exec.LookPath("dpkg-deb"); err != nil {
-		if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "dpkg") {
-			t.Fatal(err)
-		}
-		t.Skip("no dpkg-deb here")
+		need.Skip(t, "dpkg", err.Error())
 	}
 	dir := t.TempDir()
 	if err := pkg(t).write(dir); err != nil {
@@ -63,7 +61,7 @@ func TestDebianReadsIt(t *testing.T) {
 	deb := filepath.Join(dir, "skep-canary-linux_1.2.3_amd64.deb")
 	for flag, want := range map[string][]string{
 		"-I": {"Package: skep-canary", "Version: 1.2.3", "Architecture: amd64", "Conflicts: skep\n"},
-		"-c": {"./usr/bin/skep", "./lib/systemd/system/skep-drone.service", "./lib/systemd/system/skep-host.service", "root/root", "-rwxr-xr-x"},
+		"-c": {"./usr/bin/skep", "./lib/systemd/system/skep-drone.service", "./lib/systemd/system/skep-host.service", "./lib/systemd/system/skep-pool.service", "root/root", "-rwxr-xr-x"},
 	} {
 		out, err := exec.Command("dpkg-deb", flag, deb).CombinedOutput()
 		if err != nil {

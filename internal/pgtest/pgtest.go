@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+
+	"github.com/skepdev/skep/internal/need"
 )
 
 // DSN makes a fresh schema, which goes when the test ends, and returns a
@@ -21,10 +23,7 @@ func DSN(t testing.TB) string {
 	t.Helper()
 	base := os.Getenv("SKEP_TEST_POSTGRES")
 	if base == "" {
-		if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "postgres") {
-			t.Fatal("SKEP_TEST_POSTGRES names no PostgreSQL, and SKEP_TEST_REQUIRE asks for one")
-		}
-		t.Skip("set SKEP_TEST_POSTGRES=postgres://… to run this on PostgreSQL")
+		need.Skip(t, "postgres", "set SKEP_TEST_POSTGRES=postgres://… to run this")
 	}
 	db, err := sql.Open("pgx", base)
 	if err != nil {

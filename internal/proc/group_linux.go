@@ -19,13 +19,8 @@ import (
 // It says how to find it again and may be written down before Make.
 type Group struct {
 	Dirs map[string]string `json:"dirs"` // by controller; "" = the unified hierarchy
-}
 
-// Limits of the processes of a Group together; 0 = none.
-type Limits struct {
-	Memory    int64 // bytes
-	Processes int64 // threads count
-	MilliCPU  int64 // thousandths of a processor's time
+	unable error // why its home gives it no controllers
 }
 
 // groupControllers are what a Group limits with, and the freezer, which finds
@@ -35,18 +30,22 @@ var groupControllers = []string{"freezer", "pids", "memory", "cpu"}
 // PlanGroup says where a group called name will be: below the cgroups that
 // this process is in.
 func PlanGroup(name string) (*Group, error) {
+	moves.Lock()
+	defer moves.Unlock()
 	own, _, err := ownHierarchies()
 	if err != nil {
 		return nil, err
 	}
+	return planGroup(name, homes(own))
+}
+
+func planGroup(name string, own map[string]string) (*Group, error) {
 	g := &Group{Dirs: map[string]string{}}
 	for controller, dir := range own {
 		if slices.Contains(groupControllers, controller) {
 			g.Dirs[controller] = filepath.Join(dir, name)
-		} else if controller == "" {
-			if able, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")); err == nil && slices.Contains(strings.Fields(string(able)), "memory") {
-				g.Dirs[""] = filepath.Join(dir, name)
-			}
+		} else if controller == unified && len(able(dir)) > 0 {
+			g.Dirs[unified] = filepath.Join(dir, name)
 		}
 	}
 	if len(g.Dirs) == 0 {
@@ -55,13 +54,19 @@ func PlanGroup(name string) (*Group, error) {
 	return g, nil
 }
 
+// able are the controllers that a cgroup of v2 may give to its children, of
+// those that a Group limits with.
+func able(home string) []string {
+	text, _ := os.ReadFile(filepath.Join(home, "cgroup.controllers"))
+	return slices.DeleteFunc(strings.Fields(string(text)), func(c string) bool { return !slices.Contains(groupControllers, c) })
+}
+
 // Make makes the group. It may be repeated.
 func (g *Group) Make() error {
 	for controller, dir := range g.Dirs {
-		if controller == "" {
-			// A parent that has processes of its own cannot; the write to a limit
-			// then says so.
-			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0)
+		if controller == unified {
+			home := filepath.Dir(dir)
+			g.unable = enable(home, able(home)) // Limit tells; without limits it does no harm
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
@@ -81,64 +86,22 @@ func (g *Group) Take(pid int) error {
 	return nil
 }
 
-// cpuPeriod is what a share of a processor's time is counted over, in µs: the
-// kernel's default.
-const cpuPeriod = 100000
-
 // Limit sets limits. One that is 0 stays as it is; one that this host has no
 // controller for is an error.
 func (g *Group) Limit(l Limits) error {
-	type file struct {
-		controller, name, value string
-		missing                 bool // may be
-	}
-	var files []file
-	n := func(v int64) string { return strconv.FormatInt(v, 10) }
-	_, unified := g.Dirs[""]
-	v1 := func(name string) bool { _, ok := g.Dirs[name]; return ok || !unified }
-	if l.Processes > 0 {
-		if v1("pids") {
-			files = append(files, file{"pids", "pids.max", n(l.Processes), false})
-		} else {
-			files = append(files, file{"", "pids.max", n(l.Processes), false})
+	writes, err := settle(l.list(), func(l Limit) (dir string, v2 bool) {
+		if dir := g.Dirs[l.Controller]; dir != "" {
+			return dir, false
 		}
-	}
-	if l.Memory > 0 {
-		if v1("memory") {
-			files = append(files, file{"memory", "memory.limit_in_bytes", n(l.Memory), false}, file{"memory", "memory.memsw.limit_in_bytes", n(l.Memory), true})
-		} else {
-			files = append(files, file{"", "memory.max", n(l.Memory), false}, file{"", "memory.swap.max", "0", true})
-		}
-	}
-	if l.MilliCPU > 0 {
-		quota := n(max(1000, l.MilliCPU*cpuPeriod/1000))
-		if v1("cpu") {
-			files = append(files, file{"cpu", "cpu.cfs_period_us", n(cpuPeriod), false}, file{"cpu", "cpu.cfs_quota_us", quota, false})
-		} else {
-			files = append(files, file{"", "cpu.max", quota + " " + n(cpuPeriod), false})
-		}
-	}
-	for _, f := range files {
-		dir, ok := g.Dirs[f.controller]
-		if !ok {
-			return fmt.Errorf("this host has no cgroup controller for %s", f.name)
-		}
-		// Without O_CREAT, as a missing file means a missing ability.
-		err := writeExisting(filepath.Join(dir, f.name), f.value)
-		if err != nil && (!f.missing || !errors.Is(err, os.ErrNotExist)) {
-			return err
-		}
-	}
-	return nil
-}
-
-func writeExisting(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
+		return g.Dirs[unified], true
+	})
+	if err != nil || len(writes) == 0 {
 		return err
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	if err := writeAll(writes); err != nil {
+		return errors.Join(err, g.unable)
+	}
+	return nil
 }
 
 // Remove kills what is left in the group and removes it, or says after limit
@@ -176,6 +139,9 @@ func RemoveCgroups(name string, limit time.Duration) error {
 	g := &Group{Dirs: map[string]string{}}
 	for controller, dir := range own {
 		g.Dirs[controller] = filepath.Join(dir, name)
+	}
+	if dir, ok := homes(own)[unified]; ok { // made before this process moved into the leaf
+		g.Dirs["home"] = filepath.Join(dir, name)
 	}
 	for line := range strings.Lines(mounts) {
 		before, after, ok := strings.Cut(line, " - ")

@@ -64,13 +64,13 @@ func (pl *Place) startInit(c *Cmd) (*Process, error) {
 	defer newsW.Close()
 	view := View{Proc: true}
 	if c.View != nil {
-		view.Hide, view.Keep = c.View.Hide, c.View.Keep
+		view.Hide, view.Keep, view.Cover = c.View.Hide, c.View.Keep, c.View.Cover
 	}
 	job := initJob{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, User: c.User, View: &view}
 	init := &Cmd{
 		Path: pl.Init[0], Args: pl.Init, Env: []string{"GOMAXPROCS=1"}, Dir: "/",
 		Files:    append([]*os.File{nil, nil, os.Stderr, jobR, newsW}, files[:3]...),
-		NewGroup: true, ParentDeath: true,
+		NewGroup: true, ParentDeath: true, Calm: true,
 	}
 	p, err := pl.startHere(init)
 	if err != nil {

@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type write struct{ path, value string }
+type write struct {
+	path, value string
+	optional    bool // the file may be missing
+}
 
 // leaf is the cgroup below our own into which this process moves to let the
 // others in there have controllers: a cgroup of v2 has processes or gives
@@ -34,13 +37,49 @@ func PlanLimited(m Method, name string, limits []Limit) (*Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	return planLimited(m, name, limits, own)
+	return planLimited(m, name, limits, homes(own))
 }
 
-func planLimited(m Method, name string, limits []Limit, own map[string]string) (*Place, error) {
+// homes are the cgroups below which this process makes others: where it is, or
+// was before it moved into a leaf.
+func homes(own map[string]string) map[string]string {
 	if dir, ok := own[unified]; ok && filepath.Base(dir) == leaf {
 		own[unified] = filepath.Dir(dir)
 	}
+	return own
+}
+
+// nameIn2 is what cgroup v2 calls a controller of v1.
+func nameIn2(controller string) string {
+	if controller == "blkio" {
+		return "io"
+	}
+	return controller
+}
+
+// settle says which files keep limits. at returns the cgroup that a controller
+// limits, "" for none, and whether that is of cgroup v2.
+func settle(limits []Limit, at func(l Limit) (dir string, v2 bool)) (writes []write, err error) {
+	for _, l := range limits {
+		dir, v2 := at(l)
+		settings := l.V1
+		if v2 {
+			settings = l.V2
+		}
+		switch {
+		case dir == "":
+			return nil, fmt.Errorf("this host has no %s controller for the limits asked for", l.Controller)
+		case len(settings) == 0:
+			return nil, fmt.Errorf("this host's version of the %s controller cannot keep a limit asked for", l.Controller)
+		}
+		for _, s := range settings {
+			writes = append(writes, write{filepath.Join(dir, s.File), s.Value, s.Optional})
+		}
+	}
+	return writes, nil
+}
+
+func planLimited(m Method, name string, limits []Limit, own map[string]string) (*Place, error) {
 	pl := &Place{Method: m}
 	add := func(home string, v1 bool) string {
 		dir := filepath.Join(home, name)
@@ -72,47 +111,47 @@ func planLimited(m Method, name string, limits []Limit, own map[string]string) (
 		text, _ := os.ReadFile(filepath.Join(own[unified], "cgroup.controllers"))
 		in2 = strings.Fields(string(text))
 	}
-	for _, l := range limits {
-		home, settings, dir := own[l.Controller], l.V1, ""
-		name2 := l.Controller
-		if name2 == "blkio" {
-			name2 = "io"
-		}
-		switch {
-		case home != "":
-			if len(settings) > 0 {
-				dir = add(home, true)
-			}
-			if l.Controller == "cpuset" { // a new one is empty, and nothing can join it
-				for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-					if !slices.ContainsFunc(settings, func(s Setting) bool { return s.File == f }) {
-						text, _ := os.ReadFile(filepath.Join(home, f))
-						settings = append(settings[:len(settings):len(settings)], Setting{f, strings.TrimSpace(string(text))})
-					}
+	limits = slices.Clone(limits)
+	for i, l := range limits {
+		if home := own[l.Controller]; l.Controller == "cpuset" && home != "" && len(l.V1) > 0 { // a new one is empty, and nothing can join it
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+				if !slices.ContainsFunc(l.V1, func(s Setting) bool { return s.File == f }) {
+					text, _ := os.ReadFile(filepath.Join(home, f))
+					limits[i].V1 = append(slices.Clip(limits[i].V1), Setting{File: f, Value: strings.TrimSpace(string(text))})
 				}
 			}
+		}
+	}
+	var err error
+	pl.writes, err = settle(limits, func(l Limit) (dir string, v2 bool) {
+		switch home, name2 := own[l.Controller], nameIn2(l.Controller); {
+		case home != "" && len(l.V1) == 0: // said of the hierarchy, which gets no cgroup for that
+			return home, false
+		case home != "":
+			return add(home, true), false
 		case slices.Contains(in2, name2):
-			dir, settings = pl.Dirs[0], l.V2
 			if !slices.Contains(pl.enable, name2) {
 				pl.enable = append(pl.enable, name2)
 			}
-		default:
-			return nil, fmt.Errorf("this host has no %s controller for the limits asked for", l.Controller)
+			return pl.Dirs[0], true
 		}
-		if len(settings) == 0 {
-			return nil, fmt.Errorf("this host's version of the %s controller cannot keep a limit asked for", l.Controller)
-		}
-		for _, s := range settings {
-			pl.writes = append(pl.writes, write{filepath.Join(dir, s.File), s.Value})
-		}
+		return "", false
+	})
+	if err != nil {
+		return nil, err
 	}
 	return pl, nil
 }
 
 // limit writes the limits of a place that was made.
-func (pl *Place) limit() error {
-	for _, w := range pl.writes {
+func (pl *Place) limit() error { return writeAll(pl.writes) }
+
+func writeAll(writes []write) error {
+	for _, w := range writes {
 		f, err := os.OpenFile(w.path, os.O_WRONLY, 0) // never made: a file that is not there is a limit that is not kept
+		if w.optional && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("limit: %w", err)
 		}

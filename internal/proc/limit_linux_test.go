@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/skepdev/skep/internal/need"
 )
 
 // fakeGroup makes a directory that looks like a cgroup with these files.
@@ -29,11 +32,11 @@ func TestLimitsInTheUnifiedTree(t *testing.T) {
 	home := filepath.Join(t.TempDir(), "unified")
 	fakeGroup(t, home, map[string]string{"cgroup.controllers": "cpu io memory pids\n", "cgroup.subtree_control": "pids\n"})
 	limits := []Limit{
-		{Controller: "memory", V1: []Setting{{"memory.limit_in_bytes", "1"}}, V2: []Setting{{"memory.max", "1048576"}, {"memory.swap.max", "0"}}},
-		{Controller: "blkio", V2: []Setting{{"io.max", "8:0 rbps=1000"}}},
-		{Controller: "pids", V2: []Setting{{"pids.max", "10"}}},
+		{Controller: "memory", V1: []Setting{{File: "memory.limit_in_bytes", Value: "1"}}, V2: []Setting{{File: "memory.max", Value: "1048576"}, {File: "memory.swap.max", Value: "0"}}},
+		{Controller: "blkio", V2: []Setting{{File: "io.max", Value: "8:0 rbps=1000"}}},
+		{Controller: "pids", V2: []Setting{{File: "pids.max", Value: "10"}}},
 	}
-	pl, err := planLimited(MethodCgroup2, "bot", limits, map[string]string{unified: filepath.Join(home, leaf)})
+	pl, err := planLimited(MethodCgroup2, "bot", limits, homes(map[string]string{unified: filepath.Join(home, leaf)}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,9 +87,9 @@ func TestLimitsThatNobodyKeeps(t *testing.T) {
 	fakeGroup(t, home, map[string]string{"cgroup.controllers": "pids\n"})
 	own := map[string]string{unified: home, "cpu": home}
 	for name, l := range map[string]Limit{
-		"no controller": {Controller: "memory", V2: []Setting{{"memory.max", "1"}}},
-		"not in v2":     {Controller: "pids", V1: []Setting{{"pids.max", "1"}}},
-		"not in v1":     {Controller: "cpu", V2: []Setting{{"cpu.max", "1"}}},
+		"no controller": {Controller: "memory", V2: []Setting{{File: "memory.max", Value: "1"}}},
+		"not in v2":     {Controller: "pids", V1: []Setting{{File: "pids.max", Value: "1"}}},
+		"not in v1":     {Controller: "cpu", V2: []Setting{{File: "cpu.max", Value: "1"}}},
 	} {
 		if pl, err := planLimited(MethodCgroup2, "bot", []Limit{l}, own); err == nil {
 			t.Errorf("%s: planned %+v", name, pl)
@@ -102,12 +105,9 @@ func TestLimitsThatNobodyKeeps(t *testing.T) {
 func TestBornLimited(t *testing.T) {
 	method, err := Choose("")
 	if err != nil || method != MethodCgroup2 && method != MethodCgroup1 {
-		if strings.Contains(os.Getenv("SKEP_TEST_REQUIRE"), "cgroup") {
-			t.Fatalf("no cgroups here (%s, %v)", method, err)
-		}
-		t.Skipf("no cgroups here (%s, %v)", method, err)
+		need.Skip(t, "cgroup", fmt.Sprintf("the method is %s, %v", method, err))
 	}
-	limits := []Limit{{Controller: "pids", V1: []Setting{{"pids.max", "20"}}, V2: []Setting{{"pids.max", "20"}}}}
+	limits := []Limit{{Controller: "pids", V1: []Setting{{File: "pids.max", Value: "20"}}, V2: []Setting{{File: "pids.max", Value: "20"}}}}
 	pl, err := PlanLimited(method, "skep-limited-"+strings.ToLower(t.Name()), limits)
 	if err != nil {
 		t.Skip(err)
@@ -152,4 +152,62 @@ func TestBornLimited(t *testing.T) {
 		t.Error(err)
 	}
 	p.Wait()
+}
+
+// A group on a host with cgroups of version 2 only, whose controllers its home
+// has to be told to give.
+func TestGroupInTheUnifiedTree(t *testing.T) {
+	home := filepath.Join(t.TempDir(), "unified")
+	fakeGroup(t, home, map[string]string{"cgroup.controllers": "cpuset cpu io memory pids\n", "cgroup.subtree_control": ""})
+	for _, own := range []string{home, filepath.Join(home, leaf)} { // before and after this process made room
+		g, err := planGroup("room", homes(map[string]string{unified: own}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(map[string]string{unified: filepath.Join(home, "room")}, g.Dirs); d != "" {
+			t.Errorf("from %s (-want +got):\n%s", own, d)
+		}
+	}
+	g := &Group{Dirs: map[string]string{unified: filepath.Join(home, "room")}}
+	if err := g.Make(); err != nil || g.unable != nil {
+		t.Fatal(err, g.unable)
+	}
+	if got, _ := os.ReadFile(filepath.Join(home, "cgroup.subtree_control")); string(got) != "+pids" { // the last of the three
+		t.Errorf("subtree_control = %q", got)
+	}
+	limits := Limits{Memory: 1 << 20, Processes: 10, MilliCPU: 1500}
+	if err := g.Limit(limits); err == nil {
+		t.Error("limits that no file keeps were accepted")
+	}
+	fakeGroup(t, g.Dirs[unified], map[string]string{"memory.max": "", "pids.max": "", "cpu.max": ""}) // no swap on this host
+	if err := g.Limit(limits); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"memory.max": "1048576", "pids.max": "10", "cpu.max": "150000 100000"} {
+		if got, _ := os.ReadFile(filepath.Join(g.Dirs[unified], name)); string(got) != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+	if err := g.Limit(Limits{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A home that gives no controllers says so when a limit is asked for.
+func TestGroupWithoutControllers(t *testing.T) {
+	home := filepath.Join(t.TempDir(), "unified")
+	fakeGroup(t, home, map[string]string{"cgroup.controllers": "memory\n"}) // no subtree_control: not ours
+	g, err := planGroup("room", map[string]string{unified: home})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Make(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Limit(Limits{Memory: 1}); err == nil || !strings.Contains(err.Error(), "controllers") {
+		t.Errorf("Limit = %v", err)
+	}
+	if _, err := planGroup("room", map[string]string{unified: t.TempDir()}); err == nil {
+		t.Error("planned where nothing can be limited")
+	}
 }

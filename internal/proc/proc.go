@@ -55,6 +55,7 @@ type Cmd struct {
 
 	NewGroup    bool  // own process group, killed when the process ends (POSIX)
 	ParentDeath bool  // SIGKILL when the starter dies (Linux)
+	Calm        bool  // one of our own programs, whose timers may be late as Calm says (Linux)
 	User        *User // nil = the starter's (POSIX)
 	View        *View // nil = the starter's view of the file system (Linux)
 	Seat        *Seat // where View was entered already; nil = enter it now
@@ -74,7 +75,10 @@ type Cmd struct {
 type View struct {
 	Hide string   `json:"hide"`
 	Keep []string `json:"keep"`
-	Proc bool     `json:"proc,omitempty"` // mount /proc anew, for a new PID namespace
+
+	Cover []string `json:"cover,omitempty"` // further directories, of which nothing is seen; one that is missing is none
+
+	Proc bool `json:"proc,omitempty"` // mount /proc anew, for a new PID namespace
 
 	Overlay *Overlay `json:"overlay,omitempty"` // mounted in the view, and so gone with its last process
 	Detach  []string `json:"detach,omitempty"`  // mount points that are taken away

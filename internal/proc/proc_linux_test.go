@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/skepdev/skep/internal/need"
 )
 
 // TestMain makes the test binary PID 1 of namespaces.
@@ -48,6 +50,8 @@ func output(t *testing.T, start func(*Cmd) (*Process, error), c *Cmd) (Status, s
 }
 
 func TestStart(t *testing.T) {
+	t.Setenv("GORACE", "")
+	os.Unsetenv("GORACE") // which children would get
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -226,9 +230,7 @@ for i in $(seq 100); do n=$(`+count+`); test "$n" = 0 && break; sleep 0.02; done
 
 // TestPlaceNested removes cgroups that a task made inside its own.
 func TestPlaceNested(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	need.Root(t, "cgroups")
 	eachPlace(t, func(t *testing.T, pl *Place) {
 		if len(pl.Dirs) == 0 {
 			t.Skip("no cgroup")
@@ -245,9 +247,7 @@ func TestPlaceNested(t *testing.T) {
 }
 
 func TestView(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	need.Root(t, "mounts")
 	hidden := t.TempDir()
 	for _, d := range []string{"bot/w/ir", "bot/secret"} {
 		if err := os.MkdirAll(filepath.Join(hidden, d), 0o755); err != nil {
@@ -268,6 +268,47 @@ func TestView(t *testing.T) {
 	c.View = &View{Hide: hidden, Keep: []string{"/etc"}}
 	if _, err := Start(c); err == nil {
 		t.Error("a path outside can be kept")
+	}
+}
+
+// TestViewCover: of a directory that lies elsewhere nothing is seen, and nothing
+// written there; one that is missing is none; who starts the task sees it still.
+func TestViewCover(t *testing.T) {
+	need.Root(t, "mounts")
+	shared := t.TempDir()
+	secret := filepath.Join(shared, "secret")
+	if err := os.WriteFile(secret, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		view View
+		want string
+	}{
+		{"not covered", View{}, "secret\n"},
+		{"covered", View{Cover: []string{shared}}, "refused\n"},
+		{"with one that is missing before it", View{Cover: []string{filepath.Join(shared, "gone"), shared}}, "refused\n"},
+		{"beside what is hidden", View{Hide: t.TempDir(), Cover: []string{shared}}, "refused\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := shell("ls " + shared + "; rm -f " + shared + "/new; (echo y > " + shared + "/new) 2>/dev/null || echo refused")
+			c.View = &tt.view
+			status, out := output(t, Start, c)
+			if status.Code != 0 || out != tt.want {
+				t.Errorf("%+v, %q, want %q", status, out, tt.want)
+			}
+			if err := os.Remove(filepath.Join(shared, "new")); (err == nil) != (tt.name == "not covered") {
+				t.Errorf("what was written below it: %v", err)
+			}
+			if b, err := os.ReadFile(secret); err != nil || string(b) != "x" {
+				t.Errorf("outside of the view: %q, %v", b, err)
+			}
+		})
+	}
+	c := shell("true")
+	c.View = &View{Cover: []string{secret}}
+	if _, err := Start(c); err == nil {
+		t.Error("a file passes for a directory that is covered")
 	}
 }
 
@@ -303,9 +344,7 @@ func FuzzParseHierarchies(f *testing.F) {
 
 func TestIsolateNamesOnePairPerBot(t *testing.T) {
 	a, b := Isolate("/bots/a", nil), Isolate("/bots/b", nil)
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	need.Root(t, "users of their own")
 	if a.User == nil || b.User == nil || *a.User == *b.User || a.User.UID < narrowFirst {
 		t.Errorf("%+v and %+v", a.User, b.User)
 	}

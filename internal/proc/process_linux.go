@@ -13,7 +13,7 @@ import (
 
 // forkExec runs on a locked thread that is never used for anything else.
 func forkExec(c *Cmd, fds []uintptr) (int, error) {
-	attr := &syscall.ProcAttr{Env: c.Env, Files: fds, Sys: &syscall.SysProcAttr{
+	attr := &syscall.ProcAttr{Env: withRace(c.Env), Files: fds, Sys: &syscall.SysProcAttr{
 		Setpgid:    c.NewGroup,
 		Cloneflags: uintptr(c.clone),
 	}}
@@ -67,6 +67,9 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 			return 0, fmt.Errorf("unshare: %w", err)
 		}
 	}
+	if err := c.setSlack(); err != nil {
+		return 0, err
+	}
 	if c.powerless {
 		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 			return 0, fmt.Errorf("drop capabilities: %w", err)
@@ -99,7 +102,7 @@ func waitEnd(pid int) {
 // leader of its own process group, and sees to its end as Start does.
 func Started(pid int) *Process {
 	p := &Process{Pid: pid, Started: time.Now(), done: make(chan struct{})}
-	onThread(func() { p.reap(true) })
+	go p.reap(true) // another thread has forked it: any may wait
 	return p
 }
 

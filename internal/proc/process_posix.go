@@ -9,7 +9,7 @@ import (
 )
 
 func forkExec(c *Cmd, fds []uintptr) (int, error) {
-	attr := &syscall.ProcAttr{Env: c.Env, Dir: c.Dir, Files: fds, Sys: &syscall.SysProcAttr{Setpgid: c.NewGroup}}
+	attr := &syscall.ProcAttr{Env: withRace(c.Env), Dir: c.Dir, Files: fds, Sys: &syscall.SysProcAttr{Setpgid: c.NewGroup}}
 	if c.User != nil {
 		attr.Sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}

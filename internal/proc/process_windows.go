@@ -17,7 +17,7 @@ var programErrors = []error{
 }
 
 func (p *Process) start(c *Cmd, files []*os.File) error {
-	h, err := os.StartProcess(c.Path, c.Args, &os.ProcAttr{Dir: c.Dir, Env: c.Env, Files: files[:3], Sys: &syscall.SysProcAttr{
+	h, err := os.StartProcess(c.Path, c.Args, &os.ProcAttr{Dir: c.Dir, Env: withRace(c.Env), Files: files[:3], Sys: &syscall.SysProcAttr{
 		CreationFlags: windows.CREATE_NEW_PROCESS_GROUP,
 	}})
 	if err != nil {

@@ -14,6 +14,7 @@ type RunOptions struct {
 	Args      []string // the program, looked up in PATH, and its arguments
 	Env       []string // all of it; nil = the caller's
 	Dir       string   // "" = the caller's
+	Stdin     []byte   // nil = the null device
 	MaxOutput int
 }
 
@@ -49,12 +50,28 @@ func Run(ctx context.Context, o RunOptions) (*RunResult, error) {
 		return nil, err
 	}
 	defer errOut.close()
+	var in, feed *os.File
+	if o.Stdin != nil {
+		if in, feed, err = os.Pipe(); err != nil {
+			return nil, err
+		}
+		defer feed.Close() // ends the writing, should nobody read
+	}
 	p, err := Start(&Cmd{
-		Path: path, Args: o.Args, Env: o.Env, Dir: o.Dir, Files: []*os.File{nil, out.w, errOut.w},
+		Path: path, Args: o.Args, Env: o.Env, Dir: o.Dir, Files: []*os.File{in, out.w, errOut.w},
 		NewGroup: true, ParentDeath: true,
 	})
+	if in != nil {
+		_ = in.Close()
+	}
 	if err != nil {
 		return nil, err
+	}
+	if feed != nil {
+		go func() {
+			_, _ = feed.Write(o.Stdin) // a program need not read it
+			_ = feed.Close()
+		}()
 	}
 	out.fill()
 	errOut.fill()
@@ -124,6 +141,10 @@ func (t *tank) close() {
 	_ = t.w.Close()
 	_ = t.r.Close()
 }
+
+// ErrNotFound is what the error of LookPath and Run is of a name that no
+// directory of PATH has.
+var ErrNotFound = exec.ErrNotFound
 
 // LookPath finds an executable by its name in this process's PATH.
 func LookPath(name string) (string, error) { return exec.LookPath(name) }

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,6 +39,12 @@ func (v *View) enter() error {
 	if v.Hide != "" {
 		if err := v.cover(); err != nil {
 			return err
+		}
+	}
+	for _, dir := range v.Cover {
+		err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, "mode=0755,size=4k")
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("cover %s: %w", dir, err)
 		}
 	}
 	if v.Proc {

@@ -12,19 +12,24 @@ import (
 	"github.com/skepdev/skep/internal/show/cage"
 	"github.com/skepdev/skep/internal/show/change"
 	"github.com/skepdev/skep/internal/show/chaos"
+	"github.com/skepdev/skep/internal/show/configs"
 	"github.com/skepdev/skep/internal/show/content"
 	"github.com/skepdev/skep/internal/show/floors"
 	"github.com/skepdev/skep/internal/show/foreign"
 	"github.com/skepdev/skep/internal/show/fresh"
 	"github.com/skepdev/skep/internal/show/fuzz"
+	"github.com/skepdev/skep/internal/show/gcesim"
 	"github.com/skepdev/skep/internal/show/gostd"
 	"github.com/skepdev/skep/internal/show/hooks"
 	"github.com/skepdev/skep/internal/show/launcher"
 	"github.com/skepdev/skep/internal/show/lies"
+	"github.com/skepdev/skep/internal/show/machines"
 	"github.com/skepdev/skep/internal/show/secrets"
 	"github.com/skepdev/skep/internal/show/systemd"
+	"github.com/skepdev/skep/internal/show/trouble"
 	"github.com/skepdev/skep/internal/show/upgrade"
 	"github.com/skepdev/skep/internal/show/warm"
+	"github.com/skepdev/skep/internal/show/weeks"
 )
 
 func main() {
@@ -55,6 +60,8 @@ func run(args []string) int {
 			return fresh.Main(args[1:])
 		case "fuzz":
 			return fuzz.Main(args[1:])
+		case "gcesim": // to play with; nothing is judged
+			return gcesim.Main(args[1:])
 		case "hooks":
 			return hooks.Main(args[1:])
 		case "gostd":
@@ -67,10 +74,20 @@ func run(args []string) int {
 			return secrets.Probe(args[1:])
 		case "systemd":
 			return systemd.Main(args[1:])
-		case "trees", "speed", "kills", "hostile", "soak":
+		case "trees", "share", "speed", "kills", "hostile", "soak":
 			return content.Main(args[0], args[1:])
+		case "machines":
+			return machines.Main(args[1:])
 		case "pool", "cleanroom":
 			return warm.Main(args[0], args[1:])
+		case "canary": // a task of that
+			return warm.Canary(args[1:])
+		case "trouble":
+			return trouble.Main(args[1:])
+		case "configs":
+			return configs.Main(args[1:])
+		case "weeks":
+			return weeks.Main(args[1:])
 		case "upgrade":
 			return upgrade.Main(args[1:])
 		case "lies":

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/skepdev/skep/internal/atomicfile"
 	"github.com/skepdev/skep/internal/debris"
 )
 
@@ -206,11 +207,9 @@ func (c *Caches) save() error {
 	for _, it := range c.items {
 		list = append(list, it)
 	}
-	temp := c.path(stateFile + ".new")
-	if err := os.WriteFile(temp, encode(list), 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, c.path(stateFile)); err != nil {
+	// Synced before it is renamed: after a power cut an empty or half file would
+	// cost every cache of the bot.
+	if err := atomicfile.Write(c.path(stateFile), encode(list), 0o600); err != nil {
 		return err
 	}
 	c.saved = true

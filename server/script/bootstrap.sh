@@ -65,43 +65,7 @@ case $dir in *[!A-Za-z0-9/._-]*) die "the directory $dir has characters that a s
 
 unit() {
 	cat <<UNIT
-[Unit]
-Description=skep bot of $server
-Documentation=https://github.com/skepdev/skep
-Wants=network-online.target
-After=network-online.target
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-NotifyAccess=main
-# A bot that the watchdog ends is not waited for: what hangs does not drain.
-WatchdogSec=300
-TimeoutAbortSec=30
-User=$user
-WorkingDirectory=$dir
-${id:+Environment=SWARMING_BOT_ID=$id
-}ExecStart=$dir/swarming_bot start_slave
-# A stop lets the task in hand finish, for a day at most.
-KillMode=mixed
-KillSignal=SIGTERM
-TimeoutStopSec=86400
-TimeoutStartSec=120
-# skep terminate ends a bot for good, with exit code 0; anything else is restarted.
-Restart=on-failure
-RestartSec=2
-# A task that the system ends for its memory is that task's trouble.
-OOMPolicy=continue
-Delegate=yes
-# No more than tasks and 'sudo -n reboot' can live with: with User=, what works by
-# filters of system calls (ProtectClock= and the like) would forbid sudo.
-CapabilityBoundingSet=~CAP_SYS_TIME CAP_WAKE_ALARM CAP_SYSLOG
-KeyringMode=private
-UMask=0022
-
-[Install]
-WantedBy=multi-user.target
-UNIT
+{{.Unit}}UNIT
 }
 
 plist() {
@@ -148,10 +112,24 @@ done
 LOOP
 }
 
+rc_line="su -s /bin/sh $user -c 'sh $dir/start_bot.sh' &"
+
+desktop() {
+	cat <<DESKTOP
+[Desktop Entry]
+Type=Application
+Name=skep bot
+Exec=sh $dir/start_bot.sh
+DESKTOP
+}
+
+[ "$how/$os" != rc-local/darwin ] || die "macOS has no rc.local; use --service"
 if [ -n "$print" ]; then
 	case $how/$os in
 	service/linux) unit ;;
 	service/darwin | at-login/darwin) plist ;;
+	rc-local/*) printf '# in /etc/rc.local, before its exit\n%s\n\n# %s/start_bot.sh\n' "$rc_line" "$dir" && loop ;;
+	at-login/linux) printf '# ~/.config/autostart/skep-bot.desktop\n' && desktop && printf '\n# %s/start_bot.sh\n' "$dir" && loop ;;
 	*) loop ;;
 	esac
 	exit 0
@@ -225,24 +203,22 @@ at-login/darwin)
 	;;
 rc-local/*)
 	loop >"$dir/start_bot.sh"
-	line="su -s /bin/sh $user -c 'sh $dir/start_bot.sh' &"
-	grep -qF "$line" /etc/rc.local 2>/dev/null || {
+	grep -qF "$rc_line" /etc/rc.local 2>/dev/null || {
 		[ -e /etc/rc.local ] || printf '#!/bin/sh\n' >/etc/rc.local
-		printf '%s\n' "$line" >>/etc/rc.local
+		# Before the last exit, which many end with: behind it nothing runs. Written in
+		# place, as the file may be a link.
+		new=$(awk -v line="$rc_line" '{ l[NR] = $0 } /^exit([ \t;]|$)/ { last = NR }
+			END { for (i = 1; i <= NR; i++) { if (i == last) print line; print l[i] }; if (!last) print line }' /etc/rc.local)
+		printf '%s\n' "$new" >/etc/rc.local
 		chmod 755 /etc/rc.local
 	}
-	sh -c "$line"
+	sh -c "$rc_line"
 	echo "bootstrap: the bot in $dir runs now and starts with this machine"
 	;;
 at-login/linux)
 	mkdir -p "$HOME/.config/autostart"
 	loop >"$dir/start_bot.sh"
-	cat >"$HOME/.config/autostart/skep-bot.desktop" <<DESKTOP
-[Desktop Entry]
-Type=Application
-Name=skep bot
-Exec=sh $dir/start_bot.sh
-DESKTOP
+	desktop >"$HOME/.config/autostart/skep-bot.desktop"
 	echo "bootstrap: the bot in $dir runs whenever $me logs in"
 	;;
 run/*)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -36,6 +37,7 @@ var botAttrs = map[string]func(*botValue) (starlark.Value, error){
 	"swarming_bot_zip": func(b *botValue) (starlark.Value, error) {
 		return starlark.String(filepath.Join(b.info.BaseDir, "swarming_bot.zip")), nil
 	},
+	"config_dir":    func(*botValue) (starlark.Value, error) { return starlark.String(configDir(runtime.GOOS)), nil },
 	"idle_secs":     func(b *botValue) (starlark.Value, error) { return starlark.Float(b.info.Idle), nil },
 	"dimensions":    func(b *botValue) (starlark.Value, error) { return fromAny(b.info.Dimensions) },
 	"state":         func(b *botValue) (starlark.Value, error) { return stateOf(b.info.State) },
@@ -57,6 +59,15 @@ var botAttrs = map[string]func(*botValue) (starlark.Value, error){
 	"bot_restart": asking("bot_restart", hook.ActionRestart),
 	"host_reboot": asking("host_reboot", hook.ActionReboot),
 	"restart":     asking("restart", hook.ActionReboot),
+}
+
+// configDir is where an administrator may put files for hooks to read; skep
+// itself looks at nothing in it. spec bot.md §1.8.
+func configDir(goos string) string {
+	if goos == "windows" {
+		return `C:\swarming_config`
+	}
+	return "/etc/swarming_config"
 }
 
 func none(*botValue) (starlark.Value, error) { return starlark.None, nil }

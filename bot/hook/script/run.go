@@ -11,14 +11,10 @@ import (
 	"time"
 
 	"go.starlark.net/starlark"
-	"go.starlark.net/syntax"
 
 	"github.com/skepdev/skep/bot/hook"
+	"github.com/skepdev/skep/internal/hookscript"
 )
-
-// dialect is Starlark with sets and statements at top level, and without while
-// and recursion.
-var dialect = &syntax.FileOptions{Set: true, TopLevelControl: true}
 
 // scripts are the globals of what is loaded; all are frozen, so that a call
 // leaves nothing behind.
@@ -134,7 +130,7 @@ func (r *run) exec(s *hook.Script) (starlark.StringDict, []string, error) {
 	if s == nil {
 		return nil, nil, nil
 	}
-	globals, err := starlark.ExecFileOptions(dialect, r.thread, s.Name, s.Source, library())
+	globals, err := starlark.ExecFileOptions(hookscript.Options, r.thread, s.Name, s.Source, library())
 	globals.Freeze()
 	if err != nil {
 		return nil, nil, err

@@ -3,12 +3,15 @@ package script
 import (
 	"bytes"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/skepdev/skep/bot/hook"
+	"github.com/skepdev/skep/internal/hookscript"
 )
 
 // FuzzScript loads any text as a script and calls what it defines. Nothing but
@@ -46,6 +49,29 @@ func FuzzScript(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What is checked without running a script knows the names that it finds.
+func TestLibraryIsOfTheDialect(t *testing.T) {
+	if diff := cmp.Diff(hookscript.Names, slices.Sorted(maps.Keys(library()))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Scripts find every member of spec bot.md §6.3.
+func TestMembersOfBot(t *testing.T) {
+	b := newBot(nil, &hook.Bot{ID: "b", BaseDir: "/b", Server: "https://h"})
+	for _, name := range []string{
+		"base_dir", "config_dir", "dimensions", "state", "attributes", "id", "session_id", "session_token", "server", "bot_version", "remote",
+		"rbe_worker_properties", "swarming_bot_zip", "get_pseudo_rand", "post_event", "post_error", "host_reboot", "restart", "bot_restart", "bot_restart_msg",
+	} {
+		if v, err := b.Attr(name); v == nil || err != nil {
+			t.Errorf("%s: %v, %v", name, v, err)
+		}
+	}
+	if got := configDir("linux") + configDir("windows"); got != `/etc/swarming_configC:\swarming_config` {
+		t.Error(got)
+	}
 }
 
 // A prompt reads what a person types as far as it is one statement.

@@ -8,6 +8,7 @@ import (
 	"go.starlark.net/syntax"
 
 	"github.com/skepdev/skep/bot/hook"
+	"github.com/skepdev/skep/internal/hookscript"
 )
 
 // shellName is how error texts call what a person wrote.
@@ -51,7 +52,7 @@ func (h *host) eval(req hook.Request) *hook.Answer {
 		}
 		return stateOf(status)
 	})
-	f, err := dialect.Parse(shellName, req.Eval.Source, 0)
+	f, err := hookscript.Options.Parse(shellName, req.Eval.Source, 0)
 	for i := 0; err == nil && i < len(f.Stmts); i++ {
 		err = r.do(f, f.Stmts[i], s.globals)
 	}
@@ -113,7 +114,7 @@ func help(t *starlark.Thread, fn *starlark.Builtin, args starlark.Tuple, kwargs 
 // whole unless err tells of a fault in it or of readline.
 func ReadStatement(readline func() (string, error)) (string, error) {
 	var text []byte
-	_, err := dialect.ParseCompoundStmt(shellName, func() ([]byte, error) {
+	_, err := hookscript.Options.ParseCompoundStmt(shellName, func() ([]byte, error) {
 		line, err := readline()
 		text = append(text, line...)
 		return []byte(line), err

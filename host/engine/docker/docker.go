@@ -5,11 +5,14 @@ package docker
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -165,10 +168,13 @@ func (e *Engine) Create(ctx context.Context, s engine.Spec) (id string, err erro
 	for _, d := range s.Devices {
 		host.Devices = append(host.Devices, container.DeviceMapping{PathOnHost: d, PathInContainer: d, CgroupPermissions: "rwm"})
 	}
+	if s.Capabilities != nil {
+		host.CapDrop, host.CapAdd = []string{"ALL"}, s.Capabilities
+	}
 	err = e.call(ctx, "create container "+s.Name, func(ctx context.Context) error {
 		res, err := e.c.ContainerCreate(ctx, client.ContainerCreateOptions{
 			Name:       s.Name,
-			Config:     &container.Config{Hostname: s.Hostname, Image: s.Image, Labels: s.Labels, Env: s.Env, StopSignal: s.StopSignal},
+			Config:     &container.Config{Hostname: s.Hostname, Image: s.Image, Labels: s.Labels, Env: s.Env, Cmd: s.Command, StopSignal: s.StopSignal},
 			HostConfig: host,
 		})
 		id = res.ID
@@ -312,6 +318,57 @@ func (e *Engine) Pull(ctx context.Context, ref string) error {
 		return kinded("pull "+ref, err)
 	}
 	return nil
+}
+
+// Import makes an image called ref of a tar archive of a root file system, plain
+// or compressed. It takes as long as ctx allows.
+func (e *Engine) Import(ctx context.Context, archive io.Reader, ref string) error {
+	r, err := e.c.ImageImport(ctx, client.ImageImportSource{Source: archive, SourceName: "-"}, ref, client.ImageImportOptions{})
+	if err != nil {
+		return kinded("import "+ref, err)
+	}
+	defer r.Close()
+	for d := json.NewDecoder(r); ; { // one object a step; a late error is one of them
+		var step struct {
+			Error string `json:"error"`
+		}
+		switch err := d.Decode(&step); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return kinded("import "+ref, err)
+		case step.Error != "":
+			return fmt.Errorf("import %s: %s", ref, step.Error)
+		}
+	}
+}
+
+// Remap returns the id on the host that root of a container is, user and group
+// alike, or 0 when it is root.
+func (e *Engine) Remap(ctx context.Context) (first uint32, err error) {
+	err = e.call(ctx, "ask how users are mapped", func(ctx context.Context) error {
+		res, err := e.c.Info(ctx, client.InfoOptions{})
+		if err != nil || !slices.ContainsFunc(res.Info.SecurityOptions, func(o string) bool { return strings.HasPrefix(o, "name=userns") }) {
+			return err
+		}
+		// The engine tells only by the name of the directory that it keeps for them.
+		uid, gid, _ := strings.Cut(filepath.Base(res.Info.DockerRootDir), ".")
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil || uid != gid {
+			return fmt.Errorf("the engine maps users, and its directory %s does not say to which", res.Info.DockerRootDir)
+		}
+		first = uint32(n)
+		return nil
+	})
+	return first, err
+}
+
+// Tag implements engine.Engine.
+func (e *Engine) Tag(ctx context.Context, ref, name string) error {
+	return e.call(ctx, "tag image "+ref, func(ctx context.Context) error {
+		_, err := e.c.ImageTag(ctx, client.ImageTagOptions{Source: ref, Target: name})
+		return err
+	})
 }
 
 // RemoveImage implements engine.Engine.

@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/host/room"
@@ -61,7 +64,10 @@ func (r *Runtime) Check(ctx context.Context) error {
 	if point := proc.HybridCgroups(); r.isCrun && point != "" {
 		r.detach = []string{point} // it refuses to see both
 	}
-	return os.MkdirAll(r.State, 0o700)
+	if err := os.MkdirAll(r.State, 0o700); err != nil {
+		return skep.Errorf(skep.Precondition, "the runtime cannot write its state: %w", err)
+	}
+	return nil
 }
 
 func (r *Runtime) args(args ...string) []string {
@@ -123,7 +129,59 @@ func (r *Runtime) Start(ctx context.Context, s *warm.Spec) error {
 	view := &proc.View{Detach: r.detach, Overlay: &proc.Overlay{
 		Lower: s.Base, Upper: filepath.Join(s.Dir, "upper"), Work: filepath.Join(s.Dir, "work"), At: filepath.Join(s.Dir, "root"),
 	}}
-	return r.run(ctx, view, filepath.Join(s.Dir, "log"), "run", "--detach", "--bundle", s.Dir, s.Name)
+	log, pidFile := filepath.Join(s.Dir, "log"), filepath.Join(s.Dir, "pid")
+	if err := r.run(ctx, view, log, "run", "--detach", "--pid-file", pidFile, "--bundle", s.Dir, s.Name); err != nil {
+		return err
+	}
+	if ended, err := endsBefore(ctx, pidFile, s.Greeted); err != nil || !ended {
+		return err
+	}
+	said, _ := os.ReadFile(log)
+	return fmt.Errorf("the container's first process has ended: %s", lastLines(said))
+}
+
+// endsBefore waits until the process that a file names has ended, or greeted is
+// closed: the runtime has gone and says nothing of that any more.
+func endsBefore(ctx context.Context, pidFile string, greeted <-chan struct{}) (ended bool, err error) {
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		return false, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return false, fmt.Errorf("the container's process id: %w", err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	over, end := make(chan struct{}), make(chan struct{})
+	defer close(over)
+	go func() {
+		defer unix.Close(fd)
+		for {
+			if proc.AwaitEnd(fd, 50*time.Millisecond) == nil {
+				close(end)
+				return
+			}
+			select {
+			case <-over:
+				return
+			default:
+			}
+		}
+	}()
+	select {
+	case <-greeted:
+		return false, nil
+	case <-end:
+		return true, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
 }
 
 // Remove implements warm.Runtime.
@@ -147,13 +205,6 @@ func (r *Runtime) Remove(ctx context.Context, s *warm.Spec) error {
 
 type object = map[string]any
 
-// capabilities of the room's root: those that a package manager or a login
-// needs, within its user namespace. Tasks have none.
-var capabilities = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
-	"CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_KILL",
-}
-
 // bundle is the container in the words of the OCI runtime specification.
 func bundle(s *warm.Spec) object {
 	namespaces := []object{}
@@ -170,7 +221,7 @@ func bundle(s *warm.Spec) object {
 	ids := []object{{"containerID": 0, "hostID": s.FirstID, "size": s.IDs}}
 	caps := object{}
 	for _, set := range []string{"bounding", "effective", "permitted"} {
-		caps[set] = capabilities
+		caps[set] = warm.Capabilities
 	}
 	return object{
 		"ociVersion": "1.0.2",

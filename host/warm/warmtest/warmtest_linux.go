@@ -13,26 +13,18 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/host/room"
 	"github.com/skepdev/skep/host/warm"
+	"github.com/skepdev/skep/internal/need"
 	"github.com/skepdev/skep/internal/proc"
 )
-
-// Require skips t, or fails it when SKEP_TEST_REQUIRE names the component.
-func Require(t *testing.T, component, why string) {
-	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("SKEP_TEST_REQUIRE"), ","), component) {
-		t.Fatalf("SKEP_TEST_REQUIRE names %s: %s", component, why)
-	}
-	t.Skipf("SKIPPED, no %s: %s", component, why)
-}
 
 // Program builds the rooms' program, static.
 func Program(t *testing.T) string {
@@ -54,11 +46,13 @@ func Program(t *testing.T) string {
 }
 
 // Base makes a base image of busybox.
-func Base(t *testing.T) warm.Base {
+//
+// extra are the content of files in its root by name.
+func Base(t *testing.T, extra ...[2]string) warm.Base {
 	t.Helper()
 	busybox, err := proc.LookPath("busybox")
 	if err != nil {
-		Require(t, "busybox", err.Error())
+		need.Skip(t, "busybox", err.Error())
 	}
 	bin, err := os.ReadFile(busybox)
 	if err != nil {
@@ -80,6 +74,12 @@ func Base(t *testing.T) warm.Base {
 		if h.Size > 0 {
 			_, _ = w.Write(bin)
 		}
+	}
+	for _, e := range extra {
+		if err := w.WriteHeader(&tar.Header{Name: e[0], Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(e[1]))}); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write([]byte(e[1]))
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -115,7 +115,9 @@ func (f *Fake) Start(_ context.Context, s *warm.Spec) error {
 		}
 	}
 	program := filepath.Join(s.Run, room.ProgramName)
-	p, err := proc.Start(&proc.Cmd{Path: program, Args: []string{program, room.Word, s.Run}, Dir: "/", NewGroup: true, ParentDeath: true})
+	p, err := proc.Start(&proc.Cmd{
+		Path: program, Args: []string{program, room.Word, s.Run}, Dir: "/", NewGroup: true, ParentDeath: true, User: &proc.User{UID: s.FirstID, GID: s.FirstID},
+	})
 	if err != nil {
 		return err
 	}
@@ -125,6 +127,18 @@ func (f *Fake) Start(_ context.Context, s *warm.Spec) error {
 		f.runs = map[string]*proc.Process{}
 	}
 	f.runs[s.Name] = p
+	return nil
+}
+
+// Freeze has all rooms that are there say nothing any more.
+func (f *Fake) Freeze() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.runs {
+		if err := p.Signal(syscall.SIGSTOP); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -145,7 +159,7 @@ func (f *Fake) Remove(_ context.Context, s *warm.Spec) error {
 func Start(t *testing.T, o warm.Options) *warm.Service {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		Require(t, "root", "a pool needs root")
+		need.Skip(t, "root", "a pool needs root")
 	}
 	if o.Dir == "" {
 		// Rooms' users pass through it, which a test's directory does not allow.
@@ -160,9 +174,11 @@ func Start(t *testing.T, o warm.Options) *warm.Service {
 		o.Dir = dir
 	}
 	if err := o.Runtime.Check(t.Context()); err != nil {
-		Require(t, o.Runtime.Name(), err.Error())
+		need.Skip(t, o.Runtime.Name(), err.Error())
 	}
-	o.Program = Program(t)
+	if o.Program == "" {
+		o.Program = Program(t)
+	}
 	if o.Base.File == "" {
 		o.Base = Base(t)
 	}
@@ -285,6 +301,39 @@ func Suite(t *testing.T, rt warm.Runtime) {
 	r = get()
 	if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease}, "cat /mark 2>/dev/null || echo clean"); out != "clean\n" {
 		t.Errorf("the next room: %q", out)
+	}
+
+	// Another image: for new rooms only.
+	b := Base(t, [2]string{"mark", "new"})
+	if err := c.Rebase(t.Context(), pool.Rebase{File: b.File, Digest: b.Digest}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"old", "new", "new", "new"} {
+		if i > 0 {
+			r = get()
+		}
+		if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease}, "cat /mark 2>/dev/null || echo old"); strings.TrimSpace(out) != want {
+			t.Errorf("room %d is of the base %q, want the %s one", i, out, want)
+		}
+	}
+}
+
+// Broken is what a Runtime promises of a room whose first process cannot run,
+// or ends before it says anything: that is noticed at once.
+func Broken(t *testing.T, rt warm.Runtime) {
+	for name, text := range map[string]string{"cannot be executed": "#!/no/such/interpreter\n", "ends": "#!/bin/sh\nexit 7\n"} {
+		t.Run(name, func(t *testing.T) {
+			program := filepath.Join(t.TempDir(), "room")
+			if err := os.WriteFile(program, []byte(text), 0o755); err != nil { //nolint:gosec // rooms execute it
+				t.Fatal(err)
+			}
+			s := Start(t, warm.Options{Runtime: rt, Program: program, Size: warm.Size{Min: 1, Max: 1}})
+			c := Dial(t, s)
+			st := Await(t, c, func(st *pool.Status) bool { return st.Totals.Failed > 0 })
+			if strings.Contains(st.Errors[0].Text, "within") { // birthLimit has passed
+				t.Errorf("noticed late: %s", st.Errors[0].Text)
+			}
+		})
 	}
 }
 

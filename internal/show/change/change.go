@@ -29,7 +29,7 @@ import (
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/rollout"
 )
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -68,6 +69,7 @@ type fleet struct {
 	places map[string]bool // cgroups that were seen; used by one goroutine
 	struck map[strike]bool // strikes whose During was done
 	kills  []kill
+	died   atomic.Int64 // tasks that were in the hands of a bot that was killed
 }
 
 // member is one bot.
@@ -251,7 +253,8 @@ func (fl *fleet) run(ctx context.Context) (*evidence, error) {
 	parts, stop := context.WithTimeout(ctx, fl.form.Patience)
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { fl.tasks.run(parts, fl.form.Tasks); return nil })
+	hunted := make(chan struct{})
+	g.Go(func() error { fl.tasks.run(parts, fl.form.Tasks, fl.scarce, hunted); return nil })
 	read, stopReading := context.WithCancel(parts)
 	defer stopReading()
 	var reading errgroup.Group
@@ -259,6 +262,7 @@ func (fl *fleet) run(ctx context.Context) (*evidence, error) {
 		reading.Go(func() error { fl.readers.run(read); return nil })
 	}
 	huntErr := fl.hunt(parts)
+	close(hunted)
 	_ = g.Wait()
 	waitErr := fl.await(parts)
 	stopReading()
@@ -369,7 +373,7 @@ func (fl *fleet) gather(ctx context.Context) (*evidence, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	e := &evidence{
-		Tasks: fl.form.Tasks, Acked: fl.acknowledged(), Refused: fl.tasks.refused, Streams: fl.readers.streams,
+		Tasks: fl.tasks.sent, Acked: fl.acknowledged(), Refused: fl.tasks.refused, Streams: fl.readers.streams,
 		Results: map[string]result{}, Outputs: map[string][]byte{}, Kills: fl.kills, Plan: fl.form.all(), Phases: fl.form.Phases,
 	}
 	for ids := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(e.Acked))), batch) {

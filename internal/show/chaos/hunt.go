@@ -18,7 +18,7 @@ const (
 )
 
 // tries bounds how often one strike is repeated because its moment was missed.
-const tries = 8
+const tries = 24
 
 // hunt does every strike of the plan, each when its share of the tasks has
 // ended and a bot is in its phase.
@@ -59,7 +59,7 @@ func (fl *fleet) until(ctx context.Context, cond func() bool) error {
 
 // look sees all bots as they are now.
 func (fl *fleet) look() ([]sight, error) {
-	work := fl.form.Tasks-fl.ledger.ended() > 2*len(fl.bots)
+	work := fl.waiting() > 2*len(fl.bots)
 	out := make([]sight, len(fl.bots))
 	for i, b := range fl.bots {
 		before := b.run
@@ -79,6 +79,16 @@ func (fl *fleet) look() ([]sight, error) {
 	return out, nil
 }
 
+// waiting returns how many acknowledged tasks have not ended, about: those that
+// died with their bots say no last word.
+func (fl *fleet) waiting() int {
+	return int(fl.tasks.acked.Load()) - fl.ledger.ended() - int(fl.died.Load())
+}
+
+// scarce reports whether tasks would run out before the plan is done: moments
+// that were missed cost tasks too.
+func (fl *fleet) scarce() bool { return fl.waiting() < 6*len(fl.bots) }
+
 // errNoMoment says that no bot came into the phase.
 var errNoMoment = errors.New("the moment did not come")
 
@@ -97,7 +107,19 @@ func (fl *fleet) strike(ctx context.Context, i int, s strike) (bool, error) {
 
 // strikeBot kills a bot or one of its helpers.
 func (fl *fleet) strikeBot(ctx context.Context, s strike, patience time.Duration) (bool, error) {
+	wake := func() {}
+	if s == (strike{victimBot, phaseFinal}) {
+		// An end is taken in within a few milliseconds; by a server at rest it is not.
+		if _, _, err := fl.moment(ctx, strike{victimRunner, phaseOutput}, patience); err != nil {
+			return false, err
+		}
+		wake, patience = fl.server.rest(), longPatience
+		defer wake()
+	}
 	b, see, err := fl.moment(ctx, s, patience)
+	if errors.Is(err, errNoMoment) && patience == longPatience {
+		return false, nil // the task ended before the server rested
+	}
 	if err != nil {
 		return false, err
 	}
@@ -121,6 +143,10 @@ func (fl *fleet) strikeBot(ctx context.Context, s strike, patience time.Duration
 	} else if s.Victim.isHelper() && then.Run == "" && fl.ledger.said(see.Run) == see.Said {
 		k.Phase = s.Phase // the bot has tidied up already
 	}
+	if see.Run != "" {
+		fl.died.Add(1)
+	}
+	wake()
 	if k.Phase == phaseFinal && !fl.confirm(ctx, see.Run, k.At) {
 		k.Phase = phaseNone
 	}

@@ -89,7 +89,7 @@ func (w *window) look() string {
 // manifest finds the newest manifest.
 func (w *window) manifest() (path string, info os.FileInfo) {
 	path = filepath.Join(w.dir, "w", manifestName)
-	if fi, err := os.Stat(path); err == nil {
+	if fi, err := os.Stat(path); err == nil && fi.Size() > 0 { // else there was one
 		return path, fi
 	}
 	others, _ := filepath.Glob(filepath.Join(w.dir, "w?*", manifestName)) // where w could not be removed

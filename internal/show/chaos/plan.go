@@ -15,7 +15,7 @@ type strike struct {
 
 // form is how large a run is.
 type form struct {
-	Tasks, Bots int
+	Tasks, Bots int           // the least number of tasks: more follow until the plan is done
 	Readers     int           // who watch outputs while tasks run
 	Patience    time.Duration // until all tasks must have ended
 	Plan        []strike      // in the order in which they are done

@@ -116,3 +116,12 @@ func below(pid int) []process {
 	}
 	return out
 }
+
+// rest stops the process that k keeps until wake is called, once or more.
+func (k *keeper) rest() (wake func()) {
+	p := k.process()
+	if p == nil || p.Signal(syscall.SIGSTOP) != nil {
+		return func() {}
+	}
+	return func() { _ = p.Signal(syscall.SIGCONT) }
+}

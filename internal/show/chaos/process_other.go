@@ -21,3 +21,5 @@ func readProcess(int) (process, bool) { return process{}, false }
 func marked(string) ([]process, error) { return nil, errors.ErrUnsupported }
 
 func below(int) []process { return nil }
+
+func (k *keeper) rest() (wake func()) { return func() {} }

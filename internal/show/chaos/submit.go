@@ -25,6 +25,7 @@ type submitter struct {
 	pending atomic.Int64 // calls without an answer
 	failed  atomic.Int64 // calls that had none, or one that is worth another try
 	acked   atomic.Int64
+	sent    int // tasks that were to be acknowledged; to be read when run has returned
 
 	mu      sync.Mutex
 	ids     []string
@@ -35,8 +36,9 @@ type submitter struct {
 const senders = 16
 
 // run submits n tasks, each with a request_uuid, and repeats a call until it
-// is answered. It returns when all are, or ctx ends.
-func (s *submitter) run(ctx context.Context, n int) {
+// is answered. Then it submits one more whenever scarce says so, until done is
+// closed. It returns when every call is answered, or ctx ends.
+func (s *submitter) run(ctx context.Context, n int, scarce func() bool, done <-chan struct{}) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range senders {
@@ -47,6 +49,19 @@ func (s *submitter) run(ctx context.Context, n int) {
 		})
 	}
 	wg.Wait()
+	for s.sent = n; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-done:
+			return
+		case <-time.After(stroll):
+		}
+		if scarce() {
+			s.sent++
+			s.one(ctx, s.sent)
+		}
+	}
 }
 
 func (s *submitter) one(ctx context.Context, i int) {

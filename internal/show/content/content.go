@@ -21,7 +21,6 @@ type options struct {
 	short bool
 	seed  uint64
 
-	tries int     // of speed
 	slack float64 // of speed
 	kills int     // of kills
 	time  time.Duration
@@ -34,14 +33,15 @@ var shows = map[string]func(context.Context, options) error{
 	"kills":   kills,
 	"hostile": hostile,
 	"soak":    soak,
+	"share":   share,
 }
 
 // Main runs one demonstration and returns an exit code. SKEP_SHOW=short asks
 // for a brief form; SKEP_KEEP keeps what it made.
 func Main(name string, args []string) int {
-	o := options{short: os.Getenv("SKEP_SHOW") == "short", tries: 2, slack: 1, kills: 200, time: 20 * time.Minute}
+	o := options{short: os.Getenv("SKEP_SHOW") == "short", slack: 1, kills: 200, time: 20 * time.Minute}
 	if o.short {
-		o.tries, o.slack, o.kills, o.time = 3, 4, 10, 40*time.Second
+		o.slack, o.kills, o.time = 3, 10, 40*time.Second
 	}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.StringVar(&o.bin, "bin", "bin", "`DIR` of skep and skep-bot")
@@ -49,7 +49,6 @@ func Main(name string, args []string) int {
 	switch name {
 	case "speed":
 		f.Float64Var(&o.slack, "slack", o.slack, "how many times worse than its bound a figure may be")
-		f.IntVar(&o.tries, "tries", o.tries, "how often it is measured until the bounds are reached")
 	case "kills":
 		f.IntVar(&o.kills, "kills", o.kills, "how often a process is killed")
 	case "soak":

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -60,6 +61,10 @@ func hostile(ctx context.Context, o options) (err error) {
 	if err := attackWith(ctx, o, []string{"--cas", url}, &failed, func(ctx context.Context, a *attack) error { return a.lies(ctx, l) }); err != nil {
 		return fmt.Errorf("a storage that lies: %w", err)
 	}
+	fmt.Println("a storage that evicts")
+	if err := evicting(ctx, o, &failed); err != nil {
+		return fmt.Errorf("a storage that evicts: %w", err)
+	}
 	if len(failed) > 0 {
 		return fmt.Errorf("%d of them went wrong: %s", len(failed), strings.Join(failed, "; "))
 	}
@@ -86,7 +91,7 @@ func attackWith(ctx context.Context, o options, args []string, failed *[]string,
 	if err := a.works(ctx); err != nil {
 		return fmt.Errorf("before anything happened: %w", err)
 	}
-	before, err := a.outside()
+	before, err := a.all()
 	if err != nil {
 		return err
 	}
@@ -96,14 +101,12 @@ func attackWith(ctx context.Context, o options, args []string, failed *[]string,
 	if err := a.works(ctx); err != nil {
 		return fmt.Errorf("afterwards: %w", err)
 	}
-	after, err := a.outside()
+	after, err := a.all()
 	if err != nil {
 		return err
 	}
-	for _, path := range after {
-		if _, ok := slices.BinarySearch(before, path); !ok {
-			a.failed = append(a.failed, "outside of the work directory there is now "+path)
-		}
+	for _, path := range a.strange(before, after) {
+		a.failed = append(a.failed, "outside of the work directory there is now "+path)
 	}
 	return nil
 }
@@ -131,32 +134,56 @@ func (a *attack) works(ctx context.Context) error {
 	return err
 }
 
-// outside lists what is there but in the places where the server, the bot and
-// its task write: what a hostile tree might make would be among them.
-func (a *attack) outside() (paths []string, err error) {
-	err = filepath.WalkDir(a.root, func(path string, d fs.DirEntry, err error) error {
+// all lists everything that there is below the site, with its path in it.
+func (a *attack) all() (map[string]bool, error) {
+	paths := map[string]bool{}
+	err := filepath.WalkDir(a.root, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(a.root, path)
-		parts := strings.Split(filepath.ToSlash(rel), "/")
-		mine := parts[0] == "state" || parts[0] == "made" || strings.HasSuffix(parts[0], ".log")
-		if len(parts) > 2 && parts[0] == "bots" {
-			mine = slices.Contains([]string{"cas_cache", "c", "w", "logs"}, parts[2]) || strings.HasPrefix(parts[2], "swarming") || strings.HasPrefix(parts[2], "w")
-		}
-		if mine && d.IsDir() {
-			return fs.SkipDir
-		}
-		if !mine {
-			paths = append(paths, path)
-		}
-		return nil
+		rel, err := filepath.Rel(a.root, path)
+		paths[filepath.ToSlash(rel)] = true
+		return err
 	})
-	slices.Sort(paths)
 	return paths, err
+}
+
+// expected are the names that server and bot give to what comes meanwhile.
+// Whatever a hostile tree might make, in their own directories too, has another,
+// or the bytes of forbidden.
+var expected = regexp.MustCompile(`^(made(/.*)?` +
+	`|[a-z]+\.log` +
+	`|state/skep\.db(-wal|-shm)?` +
+	`|state/cas(/(lock|README|blobs(/[0-9a-f]{2}(/[0-9a-f]{64})?)?|packs(/[0-9a-f]+\.(pack|idx|use))?|tmp(/[0-9a-z]+)?|quarantine(/[^/]+)?))?` +
+	`|bots/victim/(cas_cache(/([0-9a-f]{64}(\.x)?|[a-z]+(\.(json|lock))?|trees/[0-9a-f]{64}.*))?|c(/(state\.json|named))?|logs/[a-z_]+\.log)` +
+	`|bots/victim/w(/([a-z_]+[0-9A-Za-z]*(\.json|\.sock)?|it[0-9a-z]+/(home|luci_ctx\.[0-9a-z]+\.json)))?)$`)
+
+// forbidden is the content of files that no tree may have.
+const forbidden = "this must not be written\n"
+
+// strange says what came that has no place: a path, or a file that the cache
+// and the storage do not know by its hash, with the bytes of a refused tree.
+func (a *attack) strange(before, after map[string]bool) (found []string) {
+	hash := cas.Sum([]byte(forbidden)).Hash.String()
+	for path := range after {
+		if !before[path] && !expected.MatchString(path) {
+			found = append(found, path)
+			continue
+		}
+		full := a.path(filepath.FromSlash(path))
+		fi, err := os.Lstat(full)
+		if err != nil || !fi.Mode().IsRegular() || fi.Size() != int64(len(forbidden)) || strings.HasPrefix(filepath.Base(path), hash) {
+			continue
+		}
+		if b, err := os.ReadFile(full); err == nil && string(b) == forbidden {
+			found = append(found, path+" with the bytes of a refused tree")
+		}
+	}
+	slices.Sort(found)
+	return found
 }
 
 // fate runs a task with inputs and tells what became of it: its state, the
@@ -211,7 +238,7 @@ func (a *attack) store(ctx context.Context, blobs ...[]byte) error {
 
 // badTrees gives a bot trees that no directory can be made of.
 func badTrees(ctx context.Context, a *attack) error {
-	data := []byte("this must not be written\n")
+	data := []byte(forbidden)
 	file := cas.Sum(data)
 	abs := a.path("absolute")
 	deep := [][]byte{(&cas.Directory{Files: []cas.File{{Name: "f", Digest: file}}}).Encode()}
@@ -272,47 +299,50 @@ func (a *attack) good(ctx context.Context, name string, seed uint64, large int64
 	return archive.Upload(ctx, a.to, dir, archive.Options{})
 }
 
+// largeFile is the file of a tree of good.
+func largeFile(ctx context.Context, from *remote.Client, t *archive.Tree) (cas.Digest, error) {
+	dirs, err := from.Tree(ctx, t.Root)
+	if err != nil {
+		return cas.Digest{}, err
+	}
+	for _, d := range dirs {
+		for _, f := range d.Files {
+			if f.Name == "large" {
+				return f.Digest, nil
+			}
+		}
+	}
+	return cas.Digest{}, errors.New("there is no large file")
+}
+
 // goneBlobs takes blobs away from the server, or damages them on its disk,
 // behind its back.
 func goneBlobs(ctx context.Context, a *attack) error {
 	const large = 2 << 20
-	find := func(t *archive.Tree) (cas.Digest, error) {
-		dirs, err := a.to.Tree(ctx, t.Root)
-		if err != nil {
-			return cas.Digest{}, err
-		}
-		for _, d := range dirs {
-			for _, f := range d.Files {
-				if f.Name == "large" {
-					return f.Digest, nil
-				}
-			}
-		}
-		return cas.Digest{}, errors.New("there is no large file")
-	}
+	find := func(t *archive.Tree) (cas.Digest, error) { return largeFile(ctx, a.to, t) }
 	blob := func(d cas.Digest) string {
 		h := d.Hash.String()
 		return a.path("state", "cas", "blobs", h[:2], h)
 	}
-	evicted, err := a.good(ctx, "evicted", 1, large)
+	removed, err := a.good(ctx, "removed", 1, large)
 	if err != nil {
 		return err
 	}
-	gone, err := find(evicted)
+	gone, err := find(removed)
 	if err != nil {
 		return err
 	}
 	if err := os.Remove(blob(gone)); err != nil {
 		return err
 	}
-	if err := a.try(ctx, "a blob that was evicted meanwhile", evicted.Root, "CLIENT_ERROR: missing_cas "+gone.Hash.String()[:8]); err != nil {
+	if err := a.try(ctx, "a blob whose file was removed", removed.Root, "CLIENT_ERROR: missing_cas "+gone.Hash.String()[:8]); err != nil {
 		return err
 	}
 	// Who still has it sends it again, and then it is there.
-	if _, err := archive.Upload(ctx, a.to, a.path("made", "evicted"), archive.Options{}); err != nil {
+	if _, err := archive.Upload(ctx, a.to, a.path("made", "removed"), archive.Options{}); err != nil {
 		return err
 	}
-	if err := a.try(ctx, "the same, archived again", evicted.Root, "COMPLETED"); err != nil {
+	if err := a.try(ctx, "the same, archived again", removed.Root, "COMPLETED"); err != nil {
 		return err
 	}
 	bent, err := a.good(ctx, "bent", 2, large)
@@ -350,7 +380,7 @@ func goneBlobs(ctx context.Context, a *attack) error {
 	if err := os.Remove(blob(gone)); err != nil {
 		return err
 	}
-	if err := a.try(ctx, "a blob that the bot still has", evicted.Root, "COMPLETED"); err != nil {
+	if err := a.try(ctx, "a blob that the bot still has", removed.Root, "COMPLETED"); err != nil {
 		return err
 	}
 	never := cas.Sum([]byte("never written"))
@@ -426,7 +456,10 @@ func fullDisks(ctx context.Context, a *attack) error {
 	const small, large = 24 << 20, 40 << 20
 	unmount, err := mountMemory(a.path("bots", a.bot.id, "cas_cache"), small)
 	if err != nil {
-		fmt.Println("  unproven: no small disk can be mounted here:", err)
+		if os.Geteuid() == 0 {
+			return err
+		}
+		fmt.Println("  UNPROVEN, it takes root: no small disk can be mounted here:", err)
 		return nil
 	}
 	tree, err := a.good(ctx, "large", 5, large)

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
@@ -33,12 +35,14 @@ type killing struct {
 	rng  *rand.Rand
 	bot  *member
 	to   *remote.Client
-	base map[string]time.Duration // of an undisturbed upload and an undisturbed task
+	base map[string]time.Duration // how long the transfer of an undisturbed upload, and of a task, is under way
 
 	n     int // of trees
 	tree  string
 	root  cas.Digest
-	walk  string // what a walk of the tree prints
+	files map[string]bool // hashes of the tree's files, by which the bot's cache has them
+	walk  string          // what a walk of the tree prints
+	sent  atomic.Int64    // bytes of the upload under way; 0 = there is none, or nothing was sent
 	tally map[string]int
 
 	mu       sync.Mutex
@@ -49,14 +53,15 @@ type killing struct {
 // kills shows that kill -9 of the server and of a bot, at random points of
 // uploads and downloads, hands out nothing corrupt, loses nothing that was
 // acknowledged, leaves no temporary file behind once what was killed runs
-// again, and that every transfer comes to its end.
+// again, and that every transfer comes to its end. Only kills count that hit a
+// transfer; others are printed, too.
 func kills(ctx context.Context, o options) (err error) {
 	s, err := plan{bin: o.bin, cacheSize: 256 << 20}.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	fmt.Printf("seed %d, %d kills\n", o.seed, o.kills)
+	fmt.Printf("seed %d, %d kills that hit a transfer\n", o.seed, o.kills)
 	k := &killing{site: s, rng: rand.New(rand.NewPCG(o.seed, 3)), base: map[string]time.Duration{}, tally: map[string]int{}}
 	if k.bot, err = s.addBot(ctx, "kills-1"); err != nil {
 		return err
@@ -74,9 +79,13 @@ func kills(ctx context.Context, o options) (err error) {
 	defer stop()
 	readers.Go(func() { k.read(reading) })
 	began := time.Now()
-	for n := range o.kills {
-		if err := k.round(ctx, n); err != nil {
-			return fmt.Errorf("kill %d: %w\nthe server: %s\nthe bot: %s", n+1, err, tail(s.path("server.log")), tail(k.bot.log))
+	total := 0
+	for ; k.tally[hit] < o.kills; total++ {
+		if total == 5*o.kills+10 {
+			return fmt.Errorf("of %d kills %d hit a transfer: %s", total, k.tally[hit], k.counts())
+		}
+		if err := k.round(ctx); err != nil {
+			return fmt.Errorf("kill %d: %w\nthe server: %s\nthe bot: %s", total+1, err, tail(s.path("server.log")), tail(k.bot.log))
 		}
 	}
 	stop()
@@ -84,7 +93,7 @@ func kills(ctx context.Context, o options) (err error) {
 	if err := k.verifyAll(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("%d kills in %v: %s\n", o.kills, time.Since(began).Round(time.Second), k.counts())
+	fmt.Printf("%d kills in %v, %d of them hit a transfer: %s\n", total, time.Since(began).Round(time.Second), k.tally[hit], k.counts())
 	fmt.Printf("every transfer came to its end; %d acknowledged blobs are there and whole; no temporary file was left\n", len(k.acked))
 	if len(k.violated) > 0 {
 		return fmt.Errorf("%d violations, such as: %s", len(k.violated), strings.Join(k.violated[:min(5, len(k.violated))], "; "))
@@ -92,11 +101,13 @@ func kills(ctx context.Context, o options) (err error) {
 	return nil
 }
 
+// hit counts the kills that count.
+const hit = "a transfer was hit"
+
 func (k *killing) counts() string {
 	var out []string
 	for _, name := range []string{
-		"server during upload", "server during download", "bot during download",
-		"transfer under way", "temporary files at that moment", "tasks run again", "blobs read meanwhile",
+		"server during upload", "server during download", "bot during download", "nothing under way", "temporary files at that moment", "tasks run again", "blobs read meanwhile",
 	} {
 		out = append(out, fmt.Sprintf("%s %d", name, k.tally[name]))
 	}
@@ -115,20 +126,70 @@ func (k *killing) undisturbed(ctx context.Context) error {
 		if err := k.next(ctx); err != nil {
 			return err
 		}
-		began := time.Now()
-		if err := k.upload(ctx); err != nil {
-			return err
+		for _, p := range []struct {
+			phase string
+			step  func(context.Context) error
+		}{{"upload", k.upload}, {"download", k.task}} {
+			done := make(chan error, 1)
+			go func() { done <- p.step(ctx) }()
+			under, _, err := k.follow(done, p.phase, math.MaxInt64)
+			if err != nil {
+				return err
+			}
+			if k.base[p.phase] = under; under == 0 {
+				return fmt.Errorf("nobody saw the %s while it was under way", p.phase)
+			}
 		}
-		k.base["upload"] = time.Since(began)
-		began = time.Now()
-		if err := k.task(ctx); err != nil {
-			return err
-		}
-		k.base["download"] = time.Since(began)
 	}
-	fmt.Printf("undisturbed: upload %v, task with inputs and outputs %v\n",
+	fmt.Printf("undisturbed: an upload is under way for %v, inputs and outputs of a task for %v\n",
 		k.base["upload"].Round(time.Millisecond), k.base["download"].Round(time.Millisecond))
 	return nil
+}
+
+// follow waits until the transfer of a phase has been under way for so long
+// altogether, or its step has ended.
+func (k *killing) follow(done <-chan error, phase string, so time.Duration) (under time.Duration, over bool, err error) {
+	for last := time.Now(); ; {
+		select {
+		case err := <-done:
+			return under, true, err
+		case <-time.After(time.Millisecond):
+		}
+		now := time.Now()
+		if k.underWay(phase) {
+			if under += now.Sub(last); under >= so {
+				return under, false, nil
+			}
+		}
+		last = now
+	}
+}
+
+// underWay looks whether there is a transfer at this moment: an upload that has
+// sent bytes and was not acknowledged, a stream that the server takes in, or
+// inputs of which the bot has some and not all.
+func (k *killing) underWay(phase string) bool {
+	if some, _ := filepath.Glob(k.path("state", "cas", "tmp", "*")); len(some) > 0 {
+		return true
+	}
+	if phase == "upload" {
+		return k.sent.Load() > 0
+	}
+	names, err := os.ReadDir(filepath.Join(k.bot.dir, "cas_cache"))
+	if err != nil {
+		return false
+	}
+	have := map[string]bool{}
+	for _, e := range names {
+		name := strings.TrimSuffix(e.Name(), ".x")
+		if strings.HasPrefix(name, "tmp-") {
+			return true
+		}
+		if k.files[name] {
+			have[name] = true
+		}
+	}
+	return len(have) > 0 && len(have) < len(k.files)
 }
 
 // next makes a new tree.
@@ -153,11 +214,23 @@ func (k *killing) next(ctx context.Context) (err error) {
 
 // upload archives the tree; when it returns the server has acknowledged it.
 func (k *killing) upload(ctx context.Context) error {
-	tree, err := archive.Upload(ctx, k.to, k.tree, archive.Options{})
+	defer k.sent.Store(0)
+	tree, err := archive.Upload(ctx, k.to, k.tree, archive.Options{Sent: func(n int64) { k.sent.Add(n) }})
 	if err != nil {
 		return err
 	}
+	k.sent.Store(0)
 	k.root = tree.Root
+	dirs, err := k.to.Tree(ctx, tree.Root)
+	if err != nil {
+		return err
+	}
+	k.files = map[string]bool{}
+	for _, d := range dirs {
+		for _, f := range d.Files {
+			k.files[f.Digest.Hash.String()] = true
+		}
+	}
 	return k.acknowledge(ctx, tree.Root)
 }
 
@@ -218,35 +291,40 @@ func (k *killing) task(ctx context.Context) error {
 }
 
 // round kills once.
-func (k *killing) round(ctx context.Context, n int) error {
+func (k *killing) round(ctx context.Context) error {
+	// What was hit least is next.
 	phase, victim, step := "upload", "server", k.upload
-	if n%2 == 1 {
-		phase, step = "download", k.task
-		if n%4 == 3 {
-			victim = "bot"
+	for _, c := range []struct{ victim, phase string }{{"server", "download"}, {"bot", "download"}} {
+		if k.tally[c.victim+" during "+c.phase] < k.tally[victim+" during "+phase] {
+			phase, victim, step = c.phase, c.victim, k.task
 		}
-	} else if err := k.next(ctx); err != nil {
+	}
+	if err := k.next(ctx); err != nil {
 		return err
 	}
-	after := time.Duration(k.rng.Float64() * 1.1 * float64(k.base[phase]))
-	done := make(chan error, 1)
-	go func() { done <- step(ctx) }()
-	over := false
-	select {
-	case err := <-done:
-		if err != nil {
+	if phase == "download" {
+		if err := k.upload(ctx); err != nil {
 			return err
 		}
-		over = true
-	case <-time.After(after):
 	}
-	kill := k.killServer
+	done := make(chan error, 1)
+	go func() { done <- step(ctx) }()
+	_, over, err := k.follow(done, phase, time.Duration(k.rng.Float64()*float64(k.base[phase])))
+	if err != nil {
+		return err
+	}
+	kill, p := k.killServer, k.server
 	if victim == "bot" {
-		kill = k.killBot
+		kill, p = k.killBot, k.bot.p
 	}
-	k.tally[victim+" during "+phase]++
-	if !over {
-		k.tally["transfer under way"]++
+	if err := freeze(p); err != nil { // nothing ends between the look and the kill
+		return err
+	}
+	if !over && k.underWay(phase) {
+		k.tally[victim+" during "+phase]++
+		k.tally[hit]++
+	} else {
+		k.tally["nothing under way"]++
 	}
 	if err := kill(ctx); err != nil {
 		return fmt.Errorf("%s during %s: %w", victim, phase, err)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"sync"
 
-	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/reapi"
 )
@@ -84,10 +83,6 @@ func (l *liar) Upload(context.Context, cas.Digest, string) (reapi.Upload, error)
 	return &liarUpload{l: l}, nil
 }
 
-func (l *liar) UploadUnnamed(context.Context, int64) (reapi.Unnamed, error) {
-	return nil, skep.Errorf(skep.Precondition, "a liar wants the digest first")
-}
-
 func (l *liar) UploadOffset(cas.Digest, string) int64 { return 0 }
 
 type liarUpload struct {
@@ -104,12 +99,15 @@ func (u *liarUpload) Commit(context.Context) error {
 func (u *liarUpload) Close() error { return nil }
 
 // serve serves the storage on a port of its own until stop.
-func (l *liar) serve() (url string, stop func(), err error) {
+func (l *liar) serve() (url string, stop func(), err error) { return serveStore(l) }
+
+// serveStore serves a storage as skep servers do.
+func serveStore(s reapi.Store) (url string, stop func(), err error) {
 	at, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
-	g := reapi.New(reapi.Options{Store: l}).GRPC()
+	g := reapi.New(reapi.Options{Store: s}).GRPC()
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(at) }()
 	return "grpc://" + at.Addr().String(), func() { g.Stop(); <-done }, nil

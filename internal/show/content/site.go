@@ -47,6 +47,7 @@ type plan struct {
 	bin       string
 	root      string   // "" = a temporary directory of its own
 	cacheSize int64    // bytes of each bot's cache of inputs; 0 = as ever
+	cacheDir  string   // that all bots share; "" = each has its own
 	server    []string // further arguments of the server
 }
 
@@ -85,9 +86,9 @@ func (pl plan) open(ctx context.Context) (_ *site, err error) {
             "root": {"size": 1, "max_percent": 1.0, "min_percent": 0.0},
             "bot": {"size": 1, "max_percent": 1.0, "min_percent": 0.0, "wiggle": 0},
         },
-        "caches": {"isolated": {"size": %d}},
+        "caches": {"isolated": {"size": %d, "dir": %q}},
     }
-`, size)
+`, size, pl.cacheDir)
 	if err := os.WriteFile(filepath.Join(scripts, "bot_config.star"), []byte(hook), 0o644); err != nil {
 		return nil, err
 	}

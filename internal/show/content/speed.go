@@ -26,6 +26,7 @@ type bound struct {
 // bounds are what issue 3 asks for. 60 % of a rate is 1/0.6 of its time.
 var bounds = []bound{
 	{"cold download of the small files, × cp -r", "small", "cold/cp", 1.5, ""},
+	{"the same as an overlay, × cp -r", "small", "cold_overlay/cp", 1.5, "overlay"},
 	{"warm with links, × cp -r", "small", "warm_link/cp", 0.5, "link"},
 	{"warm as an overlay, × cp -r", "small", "warm_overlay/cp", 0.1, "overlay"},
 	{"first archive of the small files, × (SHA-256 + one synced file)", "small", "archive_empty/(sha256+write)", 1.5, ""},
@@ -37,67 +38,78 @@ var bounds = []bound{
 // told are further ratios that are printed and not judged.
 var told = []bound{
 	{what: "warm by copies, × cp -r", tree: "small", ratio: "warm_copy/cp"},
-	{what: "cold download, × SHA-256 on one core", tree: "small", ratio: "cold/sha256"},
-	{what: "first archive, × SHA-256 on all cores", tree: "small", ratio: "archive_empty/sha256_all"},
+	{what: "cold download, × SHA-256", tree: "small", ratio: "cold/sha256"},
+	{what: "cold download of the large file, × two ends that both hash", tree: "large", ratio: "cold/two_ends"},
+	{what: "archive of the large file, × the same", tree: "large", ratio: "archive_empty/two_ends"},
+	{what: "archive of what the storage has, × SHA-256", tree: "small", ratio: "archive_present/sha256"},
+	{what: "archive of the large file where the storage has it, × SHA-256", tree: "large", ratio: "archive_present/sha256"},
 }
 
-// speed runs skep bench cas and judges it. The long form is exact; the short
-// one, on a machine that others use too, has a slack, that a smaller large file
-// and fewer rounds go with: it finds what broke, the long form what is slow.
+// speed runs skep bench cas once and judges the medians of its rounds; in each
+// round every figure has its yardstick before and after it. The long form's
+// bounds are the issue's. The short one is a round with a smaller large file on
+// a machine that others use too, or up to three of them until one reaches the
+// bounds, and says how much wider these are: it finds what broke, the long form
+// what is slow.
 func speed(ctx context.Context, o options) error {
 	m := bench.Machine()
-	fmt.Printf("%s, %d cores, %s, %s; slack %g\n", m.CPU, m.Cores, m.Kernel, m.Go, o.slack)
-	opts := bench.Options{Exe: filepath.Join(o.bin, "skep"), BotDir: o.bin}
-	if o.short {
-		opts.N, opts.Large = 1, 128<<20
+	fmt.Printf("%s, %d cores, %s, %s\n", m.CPU, m.Cores, m.Kernel, m.Go)
+	if o.slack != 1 {
+		fmt.Printf("The bounds are wider than those promised, by %g ×: this finds what broke, not what is slow.\n", o.slack)
 	}
-	missed := map[string]bool{}
-	for try := range max(1, o.tries) {
-		began := time.Now()
-		rep, err := bench.Run(ctx, "cas", opts)
-		if err != nil {
+	opts := bench.Options{Exe: filepath.Join(o.bin, "skep"), BotDir: o.bin, N: 5}
+	tries := 1
+	if o.short {
+		opts.N, opts.Large, tries = 1, 128<<20, 3
+	}
+	missed := 0
+	for ; tries > 0; tries-- {
+		var err error
+		if missed, err = measure(ctx, o, opts); err != nil {
 			return err
 		}
-		y := rep.Yardsticks
-		fmt.Printf("\n%d rounds, %.0f s; fork+exec %.2f ms, 4 KiB write+fsync %.2f ms, HTTP round trip %.3f ms\n",
-			rep.N, time.Since(began).Seconds(), y.ForkExec, y.Fsync4K, y.HTTPRTT)
-		printTimes(rep)
-		first := try == 0
-		t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-		for _, b := range bounds {
-			// A bound that was reached once is reached: a second try is for what
-			// others on this machine disturbed.
-			reached := b.judge(t, rep, o.slack)
-			if first && !reached {
-				missed[b.ratio] = true
-			} else if reached {
-				delete(missed, b.ratio)
-			}
-		}
-		for _, b := range told {
-			if v, ok := rep.Number(b.tree+"_ratio", b.ratio); ok {
-				fmt.Fprintf(t, "%.3f\t\t  \t  %s\t\n", v, b.what)
-			}
-		}
-		if err := t.Flush(); err != nil {
-			return err
-		}
-		if len(missed) == 0 {
+		if missed == 0 {
 			break
 		}
 	}
 	err := reflinks(ctx, o, opts)
-	if len(missed) > 0 {
-		err = errors.Join(fmt.Errorf("%d bounds are not reached", len(missed)), err)
+	if missed > 0 {
+		err = errors.Join(fmt.Errorf("%d bounds are not reached", missed), err)
 	}
 	return err
+}
+
+// measure runs skep bench cas, prints what it found, and returns how many
+// bounds are not reached.
+func measure(ctx context.Context, o options, opts bench.Options) (missed int, err error) {
+	began := time.Now()
+	rep, err := bench.Run(ctx, "cas", opts)
+	if err != nil {
+		return 0, err
+	}
+	y := rep.Yardsticks
+	fmt.Printf("\n%d rounds, %.0f s; fork+exec %.2f ms, 4 KiB write+fsync %.2f ms, HTTP round trip %.3f ms\n",
+		rep.N, time.Since(began).Seconds(), y.ForkExec, y.Fsync4K, y.HTTPRTT)
+	printTimes(rep)
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, b := range bounds {
+		if !b.judge(t, rep, o.slack) {
+			missed++
+		}
+	}
+	for _, b := range told {
+		if v, ok := rep.Number(b.tree+"_ratio", b.ratio); ok {
+			fmt.Fprintf(t, "%.3f\t\t  \t%s\t  %s\t\n", v, b.rounds(rep), b.what)
+		}
+	}
+	return missed, t.Flush()
 }
 
 // judge prints one line and reports whether the bound is reached, or cannot be
 // tried here.
 func (b *bound) judge(t *tabwriter.Writer, rep *bench.Report, slack float64) bool {
 	if why, ok := lacks(rep, b.tree, b.unless); ok {
-		fmt.Fprintf(t, "—\t≤ %.3f\t  unproven\t  %s: %s\t\n", b.most, b.what, why)
+		fmt.Fprintf(t, "—\t≤ %.3f\t  unproven\t\t  %s: %s\t\n", b.most, b.what, why)
 		return true
 	}
 	v, ok := rep.Number(b.tree+"_ratio", b.ratio)
@@ -105,8 +117,18 @@ func (b *bound) judge(t *tabwriter.Writer, rep *bench.Report, slack float64) boo
 	if !ok || v > b.most*slack {
 		verdict, reached = "MISSED", false
 	}
-	fmt.Fprintf(t, "%.3f\t≤ %.3f\t  %s\t  %s\t\n", v, b.most*slack, verdict, b.what)
+	fmt.Fprintf(t, "%.3f\t≤ %.3f\t  %s\t%s\t  %s\t\n", v, b.most*slack, verdict, b.rounds(rep), b.what)
 	return reached
+}
+
+// rounds are the ratios that v is the median of.
+func (b *bound) rounds(rep *bench.Report) string {
+	all, _ := rep.Extra[b.tree+"_ratio_rounds"].(map[string][]float64)
+	out := make([]string, 0, 5)
+	for _, v := range all[b.ratio] {
+		out = append(out, fmt.Sprintf("%.3f", v))
+	}
+	return "of " + strings.Join(out, " ")
 }
 
 // lacks says why a method does not work where it was measured.

@@ -37,7 +37,8 @@ type specimenTree struct {
 }
 
 // trees shows that real trees come out of a task's inputs as they went into
-// the storage, and that a second task on the same bot finds them there.
+// the storage, that a second task on the same bot finds them there, and that
+// bots may share one cache.
 func trees(ctx context.Context, o options) (err error) {
 	s, err := plan{bin: o.bin}.open(ctx)
 	if err != nil {
@@ -62,7 +63,10 @@ func trees(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("%s: %w\n%s", t.name, err, tail(bot.log))
 		}
 	}
-	return s.runIn(ctx, bot, list[len(list)-1])
+	if err := s.runIn(ctx, bot, list[len(list)-1]); err != nil {
+		return err
+	}
+	return share(ctx, o)
 }
 
 // specimens are Go's source, one large file, and a tree with everything that

@@ -22,7 +22,7 @@ import (
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const botID = "wine-1"

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 // readyBound is how soon after the build the fleet is to be ready.

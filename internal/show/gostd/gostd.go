@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const (

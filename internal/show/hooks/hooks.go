@@ -18,7 +18,7 @@ import (
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 // patience is how long a bot may take to show what its hook does to it: a hook
@@ -46,7 +46,7 @@ var rows = []row{
 	{"get_dimensions returns a string", "def get_dimensions(bot):\n    return 'os=Linux'\n", "get_dimensions", "get_dimensions", "pool=default"},
 	{"get_dimensions has a value that is no list", "def get_dimensions(bot):\n    d = bot.default_dimensions()\n    d['x'] = 'y'\n    return d\n", "get_dimensions", "get_dimensions", "pool=default"},
 	{"get_dimensions has a key that is not valid", "def get_dimensions(bot):\n    d = bot.default_dimensions()\n    d['a b'] = ['y']\n    return d\n", "dimensions", "", "pool=default"},
-	{"the injected script does not load", "def get_state(bot)\n", "do not load", "do not load", ""},
+	{"the injected script does not load", "fail('at load')\ndef get_state(bot):\n    return {}\n", "do not load", "do not load", ""},
 	{"get_settings returns a number", "def get_settings(bot):\n    return 7\n", "", "get_settings", ""},
 	{"on_before_poll loops for ever", "def on_before_poll(bot):\n    for _ in range(1 << 40):\n        pass\n", "", "on_before_poll", ""},
 	{"on_before_task raises", "def on_before_task(bot, bot_file, command, env):\n    fail('before')\n", "", "before", ""},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -28,7 +29,7 @@ import (
 	"github.com/skepdev/skep/host/engine"
 	"github.com/skepdev/skep/host/engine/docker"
 	"github.com/skepdev/skep/internal/proc"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const (
@@ -53,7 +54,11 @@ type show struct {
 	mu     sync.Mutex
 	killed map[string][]time.Time // by bot id
 	kills  map[string]int         // by what
+	seen   map[string]bool        // containers, by id
 	refill []time.Duration
+	loads  int
+
+	engines int // that were killed
 }
 
 // Main runs the demonstration and returns an exit code.
@@ -73,7 +78,7 @@ func Main(args []string) int {
 		return 0
 	}
 	fmt.Printf("seed %d\n", *seed)
-	s := &show{rng: rand.New(rand.NewPCG(*seed, 0)), killed: map[string][]time.Time{}, kills: map[string]int{}}
+	s := &show{rng: rand.New(rand.NewPCG(*seed, 0)), killed: map[string][]time.Time{}, kills: map[string]int{}, seen: map[string]bool{}}
 	err := s.run(*length)
 	err = errors.Join(err, s.clean())
 	if err != nil {
@@ -207,7 +212,7 @@ func (s *show) flags() []string {
 		"--engine", "unix://" + s.socket(), "--image", "skep-bot:show", "--refresh-image", "0", "--settings", filepath.Join(s.dir, "settings.json"),
 		"--root", filepath.Join(s.dir, "b"), "--state-dir", filepath.Join(s.dir, "host"), "--lock-dir", filepath.Join(s.dir, "locks"),
 		"--token-dir", filepath.Join(s.dir, "tokens"), "--ca-file", filepath.Join(s.dir, "state/tls/ca.pem"), "--swarming-server", s.server.URL,
-		"--hostname", hostName, "--reboot-command", "", "--engine-restart-command", "",
+		"--hostname", hostName, "--max-host-uptime", "0", "--reboot-command", "", "--engine-restart-command", "",
 	}
 }
 
@@ -278,7 +283,10 @@ func (s *show) ready(ctx context.Context, ask func(context.Context) error) error
 func (s *show) running(ctx context.Context) (map[string]engine.Container, error) {
 	list, err := s.engine.List(ctx, map[string]string{"dev.skep.launcher": "skep"})
 	by := map[string]engine.Container{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, c := range list {
+		s.seen[c.ID] = true
 		if c.State == engine.Running {
 			by[c.Name] = c
 		}
@@ -332,9 +340,13 @@ func (s *show) watch(ctx context.Context) {
 			case !both:
 				delete(empty, name)
 			case runs && was:
+				took := time.Since(since)
 				s.mu.Lock()
-				s.refill = append(s.refill, time.Since(since))
+				s.refill = append(s.refill, took)
 				s.mu.Unlock()
+				if took > refillBound {
+					fmt.Printf("slot %s was empty for %v until %s\n", name, took.Round(time.Millisecond), time.Now().Format(time.TimeOnly))
+				}
 				delete(empty, name)
 			case !runs && !was:
 				empty[name] = asked
@@ -396,6 +408,7 @@ func (s *show) kill(ctx context.Context) error {
 	switch n := s.rng.IntN(20); {
 	case n == 0 || s.kills["engine"] == 0 && s.kills["container"] > 1: // once at least
 		s.kills["engine"]++
+		s.engines++
 		_ = s.dockerd.Kill()
 		s.dockerd.Wait()
 		if err := s.startEngine(); err != nil {
@@ -408,6 +421,11 @@ func (s *show) kill(ctx context.Context) error {
 		s.launcher.Wait()
 		return s.startLauncher()
 	}
+	return s.killOne(ctx)
+}
+
+// killOne ends a container or its bot.
+func (s *show) killOne(ctx context.Context) error {
 	by, err := s.running(ctx)
 	if err != nil || len(by) == 0 {
 		return err
@@ -454,19 +472,28 @@ func threads(pid int, children []byte) string {
 	return all
 }
 
+// task makes a task that sleeps.
+func (s *show) task(ctx context.Context, seconds string) (id string, err error) {
+	s.mu.Lock()
+	s.loads++
+	n := s.loads
+	s.mu.Unlock()
+	res, err := s.api.NewTask(ctx, &pb.NewTaskRequest{Name: fmt.Sprintf("load %d", n), RequestUuid: fmt.Sprintf("%d-%d", os.Getpid(), n), Priority: 100, TaskSlices: []*pb.TaskSlice{{
+		ExpirationSecs: 600,
+		Properties: &pb.TaskProperties{
+			Command: []string{"sh", "-c", "sleep " + seconds + "; echo done"}, ExecutionTimeoutSecs: 60, GracePeriodSecs: 30,
+			Dimensions: []*pb.StringPair{{Key: "pool", Value: "default"}},
+		},
+	}}})
+	return res.GetTaskId(), err
+}
+
 // load keeps tasks coming until ctx ends, and returns those that it made.
 func (s *show) load(ctx context.Context) (ids []string, err error) {
 	for n := 0; ctx.Err() == nil; n++ {
-		req := &pb.NewTaskRequest{Name: fmt.Sprintf("load %d", n), RequestUuid: fmt.Sprintf("%d-%d", os.Getpid(), n), Priority: 100, TaskSlices: []*pb.TaskSlice{{
-			ExpirationSecs: 600,
-			Properties: &pb.TaskProperties{
-				Command: []string{"sh", "-c", fmt.Sprintf("sleep %d.%d; echo done", n%3, n%10)}, ExecutionTimeoutSecs: 60, GracePeriodSecs: 30,
-				Dimensions: []*pb.StringPair{{Key: "pool", Value: "default"}},
-			},
-		}}}
-		res, err := s.api.NewTask(ctx, req)
+		id, err := s.task(ctx, fmt.Sprintf("%d.%d", n%3, n%10))
 		if err == nil {
-			ids = append(ids, res.TaskId)
+			ids = append(ids, id)
 		} else if ctx.Err() == nil {
 			return ids, err
 		}
@@ -519,9 +546,30 @@ func (s *show) wasKilled(res *pb.TaskResultResponse) bool {
 	return false
 }
 
-// ending empties the host, fills it with repeated single passes, and empties it
+// ending empties the host while its bots have tasks in hand, fills it with
+// repeated single passes while containers and bots are killed, and empties it
 // again.
 func (s *show) ending(ctx context.Context) error {
+	var tasks []string
+	for range slots {
+		id, err := s.task(ctx, "4")
+		if err != nil {
+			return err
+		}
+		tasks = append(tasks, id)
+	}
+	for _, id := range tasks {
+		err := s.ready(ctx, func(ctx context.Context) error {
+			res, err := s.api.GetResult(ctx, &pb.TaskIdWithPerfRequest{TaskId: id})
+			if err == nil && res.State == pb.TaskState_PENDING {
+				err = fmt.Errorf("task %s is %s", id, res.State)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if err := s.settings(0); err != nil {
 		return err
 	}
@@ -529,30 +577,156 @@ func (s *show) ending(ctx context.Context) error {
 	if err := s.await(ctx, 0); err != nil {
 		return fmt.Errorf("surplus: %w", err)
 	}
-	fmt.Printf("0 wanted: none runs after %v\n", time.Since(begun).Round(time.Millisecond))
+	fmt.Printf("0 wanted, with %d tasks begun: none runs after %v\n", len(tasks), time.Since(begun).Round(time.Millisecond))
+	if err := s.judge(ctx, tasks); err != nil {
+		return err
+	}
 	_ = s.launcher.Terminate()
 	s.launcher.Wait()
-	for _, n := range []int{slots, 0} {
-		if err := s.settings(n); err != nil {
-			return err
+	return s.passes(ctx)
+}
+
+// passes is the host as cron would keep it.
+func (s *show) passes(ctx context.Context) error {
+	const kills = 5
+	if err := s.settings(slots); err != nil {
+		return err
+	}
+	once := func(ctx context.Context, n int) error {
+		pass := exec.CommandContext(ctx, s.skep, append([]string{"host", "once", "launch"}, s.flags()...)...)
+		if out, err := pass.CombinedOutput(); err != nil {
+			return fmt.Errorf("once: %w: %s", err, out)
 		}
-		passes := 0
-		err := s.ready(ctx, func(ctx context.Context) error {
+		by, err := s.running(ctx)
+		if err == nil && len(by) != n {
+			err = fmt.Errorf("%d containers run, want %d", len(by), n)
+		}
+		return err
+	}
+	passes := 0
+	repeat := func(n int) error {
+		return s.ready(ctx, func(ctx context.Context) error {
 			passes++
-			once := exec.CommandContext(ctx, s.skep, append([]string{"host", "once", "launch"}, s.flags()...)...)
-			if out, err := once.CombinedOutput(); err != nil {
-				return fmt.Errorf("once: %w: %s", err, out)
-			}
-			list, err := s.engine.List(ctx, nil)
-			if err == nil && len(list) != n {
-				err = fmt.Errorf("%d containers are there, want %d", len(list), n)
-			}
-			return err
+			return once(ctx, n)
 		})
-		if err != nil {
+	}
+	if err := repeat(slots); err != nil {
+		return err
+	}
+	fmt.Printf("once launch, repeated: %d containers after %d passes\n", slots, passes)
+	loaded, stop := context.WithCancel(ctx)
+	defer stop()
+	var load sync.WaitGroup
+	var tasks []string
+	var failed error
+	load.Go(func() { tasks, failed = s.load(loaded) })
+	passes = 0
+	clear(s.kills)
+	for range kills {
+		for range 1 + s.rng.IntN(3) {
+			if err := s.killOne(ctx); err != nil {
+				return err
+			}
+		}
+		if err := repeat(slots); err != nil {
 			return err
 		}
-		fmt.Printf("once launch, repeated: %d containers after %d passes\n", n, passes)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Second): // as long as bots need to have tasks in hand
+		}
+	}
+	stop()
+	load.Wait()
+	if failed != nil {
+		return failed
+	}
+	if err := repeat(slots); err != nil {
+		return err
+	}
+	fmt.Printf("killed between passes: %v; %d passes\n", s.kills, passes)
+	if err := s.judge(ctx, tasks); err != nil {
+		return err
+	}
+	passes = 0
+	if err := s.settings(0); err != nil {
+		return err
+	}
+	err := s.ready(ctx, func(ctx context.Context) error {
+		passes++
+		err := once(ctx, 0)
+		if list, err2 := s.engine.List(ctx, nil); err == nil && len(list) > 0 {
+			err = errors.Join(err2, fmt.Errorf("%d containers are there", len(list)))
+		}
+		return err
+	})
+	if err == nil {
+		fmt.Printf("once launch, repeated: 0 containers after %d passes\n", passes)
+	}
+	return err
+}
+
+// left says which processes and cgroups of the engine and its containers are
+// there. An engine that is killed while it starts a container may forget it, and
+// no launcher learns of that: one for each such kill is ended here.
+func (s *show) left() error {
+	var errs []error
+	forgotten := map[string]bool{}
+	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range commands {
+		if b, _ := os.ReadFile(f); strings.Contains(string(b), s.dir) {
+			pid := filepath.Base(filepath.Dir(f))
+			errs = append(errs, fmt.Errorf("process %s is left: %q", pid, b), end(pid))
+			forgotten[forgot(string(b), s.seen)] = true
+		}
+	}
+	looked := 0
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // another's that goes
+		case err != nil:
+			return err
+		case d.IsDir():
+			looked++
+			for id := range s.seen {
+				if strings.Contains(d.Name(), id) { // docker-ID.scope where systemd makes them
+					errs = append(errs, fmt.Errorf("cgroup %s is left", path))
+					forgotten[id] = true
+					b, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+					for _, pid := range strings.Fields(string(b)) {
+						errs = append(errs, end(pid))
+					}
+				}
+			}
+		}
+		return nil
+	})
+	fmt.Printf("looked for %d containers in %d cgroups\n", len(s.seen), looked)
+	if n := len(forgotten); err == nil && n > 0 && n <= s.engines && !forgotten[""] {
+		fmt.Printf("%d containers that a killed engine forgot were left, of %d kills\n", n, s.engines)
+		return nil
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// forgot is the container that a process is about, "" when it is about none.
+func forgot(command string, ids map[string]bool) string {
+	for id := range ids {
+		if strings.Contains(command, id) {
+			return id
+		}
+	}
+	return ""
+}
+
+func end(pid string) error {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(n, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
+		return err
 	}
 	return nil
 }
@@ -589,6 +763,9 @@ func (s *show) clean() error {
 	}
 	if s.server != nil {
 		errs = append(errs, s.server.Stop())
+	}
+	if s.dir != "" {
+		errs = append(errs, s.left())
 	}
 	if s.bridge != "" {
 		errs = append(errs, run("ip", "link", "del", s.bridge))

@@ -22,7 +22,7 @@ import (
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/client"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 // poor is an account that nothing else uses: it needs no name.
@@ -211,7 +211,7 @@ func (s *show) outside(ctx context.Context, k kase, home, boot, printed string) 
 	if own == nil {
 		return errors.New("the credential holds no token")
 	}
-	task := exec.CommandContext(ctx, s.skep, "run", "-d", "id="+k.id, "--", "sh", "-c", "echo begun; exec sleep 100")
+	task := exec.CommandContext(ctx, s.skep, "run", "--wait-for-capacity", "-d", "id="+k.id, "--", "sh", "-c", "echo begun; exec sleep 100")
 	task.Env = append(os.Environ(), "SKEP_SERVER="+s.url, "SKEP_TOKEN="+s.admin)
 	r, err := task.StdoutPipe()
 	if err != nil {
@@ -306,7 +306,7 @@ func (s *show) connected(ctx context.Context, id string) (*pb.BotInfo, error) {
 }
 
 func (s *show) task(ctx context.Context, id string, argv ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, s.skep, append([]string{"run", "-d", "id=" + id, "--"}, argv...)...)
+	cmd := exec.CommandContext(ctx, s.skep, append([]string{"run", "--wait-for-capacity", "-d", "id=" + id, "--"}, argv...)...)
 	cmd.Env = append(os.Environ(), "SKEP_SERVER="+s.url, "SKEP_TOKEN="+s.admin)
 	var errOut bytes.Buffer
 	cmd.Stderr = &errOut

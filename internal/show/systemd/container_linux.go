@@ -49,7 +49,7 @@ func boot(ctx context.Context, root, log string) (*container, error) {
 	last := errors.New("it has no process")
 	for end := time.Now().Add(60 * time.Second); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		if c.init == 0 {
-			c.init = childOf(c.cmd.Process.Pid)
+			c.init = initOf(c.cmd.Process.Pid)
 			continue
 		}
 		// "degraded" is up too: parts of a machine are missing here.
@@ -64,11 +64,30 @@ func boot(ctx context.Context, root, log string) (*container, error) {
 	return nil, fmt.Errorf("systemd did not come up as process 1: %w\n%s", last, text[max(0, len(text)-3000):])
 }
 
-// childOf is the one child of a process, 0 when there is none yet.
-func childOf(pid int) int {
+// initOf is the child of a process that is process 1 of its namespace, 0 when
+// there is none yet. nspawn's first child is not: it makes the container and
+// ends.
+func initOf(pid int) int {
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	child, _ := strconv.Atoi(strings.TrimSpace(string(data)))
-	return child
+	for _, child := range strings.Fields(string(data)) {
+		if ids := namespaced("/proc/" + child + "/status"); len(ids) > 1 && ids[len(ids)-1] == "1" {
+			n, _ := strconv.Atoi(child)
+			return n
+		}
+	}
+	return 0
+}
+
+// namespaced is a process's ids from our namespace inwards, read from its
+// status file; nil when the process is gone.
+func namespaced(status string) []string {
+	data, _ := os.ReadFile(status)
+	for l := range strings.Lines(string(data)) {
+		if ids, ok := strings.CutPrefix(l, "NSpid:"); ok {
+			return strings.Fields(ids)
+		}
+	}
+	return nil
 }
 
 // run runs a program in the container and returns what it printed, without
@@ -103,17 +122,10 @@ func (c *container) outside(pid string) (int, error) {
 		return 0, err
 	}
 	for _, f := range all {
-		data, _ := os.ReadFile(f)
-		for l := range strings.Lines(string(data)) {
-			ids, ok := strings.CutPrefix(l, "NSpid:")
-			if !ok {
-				continue
-			}
-			fields := strings.Fields(ids)
-			ns, _ := os.Readlink(filepath.Join(filepath.Dir(f), "ns", "pid"))
-			if len(fields) > 1 && ns == mine && fields[len(fields)-1] == pid {
-				return strconv.Atoi(fields[0])
-			}
+		ids := namespaced(f)
+		ns, _ := os.Readlink(filepath.Join(filepath.Dir(f), "ns", "pid"))
+		if len(ids) > 1 && ns == mine && ids[len(ids)-1] == pid {
+			return strconv.Atoi(ids[0])
 		}
 	}
 	return 0, errors.New("there is no such process in the container")

@@ -19,7 +19,7 @@ import (
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const (
@@ -34,6 +34,7 @@ type show struct {
 	dir, skep, url, admin string
 	api                   *client.Client
 	c                     *container
+	cloud                 *cloud
 }
 
 // Main runs the demonstration and returns an exit code. SKEP_SHOW_ROOT names a
@@ -80,7 +81,15 @@ func (s *show) run() (err error) {
 	if s.admin, err = s.token("--scope", "admin", "--name", "a"); err != nil {
 		return err
 	}
-	f, err := fleet.Start(ctx, "", s.skep, "server", "--listen", "127.0.0.1:0", "--state-dir", filepath.Join(s.dir, "state"))
+	if s.cloud, err = newCloud(); err != nil {
+		return err
+	}
+	defer s.cloud.close()
+	conf := filepath.Join(s.dir, "config")
+	if err := errors.Join(os.Mkdir(conf, 0o755), os.WriteFile(filepath.Join(conf, "bots.cfg"), []byte(s.cloud.botsCfg()), 0o644)); err != nil { //nolint:gosec // no secret
+		return err
+	}
+	f, err := fleet.Start(ctx, "", s.skep, "server", "--listen", s.cloud.server, "--state-dir", filepath.Join(s.dir, "state"), "--config", conf)
 	if err != nil {
 		return err
 	}
@@ -95,7 +104,7 @@ func (s *show) run() (err error) {
 	}
 	defer s.c.close()
 	fmt.Printf("systemd is process 1 after %v\n", time.Since(start).Round(time.Millisecond))
-	for _, step := range []func(context.Context) error{s.born, s.killed, s.hung, s.outOfMemory, s.drained, s.terminated} {
+	for _, step := range []func(context.Context) error{s.born, s.killed, s.hung, s.outOfMemory, s.drained, s.terminated, s.machine} {
 		if err := step(ctx); err != nil {
 			journal, _ := s.c.run(ctx, "", "journalctl", "-u", unit, "-n", "40", "--no-pager", "-o", "cat")
 			return fmt.Errorf("%w\njournal:\n%s", err, journal)
@@ -380,10 +389,14 @@ func (s *show) task(ctx context.Context, line, want string, code int) error {
 
 // connected waits until the bot polls as another process than session.
 func (s *show) connected(ctx context.Context, session string) (*pb.BotInfo, error) {
+	return s.connectedAs(ctx, botID, session)
+}
+
+func (s *show) connectedAs(ctx context.Context, id, session string) (*pb.BotInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		b, err := s.api.GetBot(ctx, &pb.BotRequest{BotId: botID})
+		b, err := s.api.GetBot(ctx, &pb.BotRequest{BotId: id})
 		if err == nil && b.SessionId != "" && b.SessionId != session {
 			return b, nil
 		}

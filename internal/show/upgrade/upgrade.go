@@ -16,7 +16,7 @@ import (
 
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/internal/proc"
-	"github.com/skepdev/skep/internal/show/fleet"
+	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 // Main runs the demonstration and returns an exit code.

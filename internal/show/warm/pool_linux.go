@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/host/pool"
+	"github.com/skepdev/skep/internal/stage/ownengine"
+	"github.com/skepdev/skep/internal/stage/ownpool"
 )
 
 // Main runs one of the demonstrations and returns an exit code.
@@ -27,14 +29,14 @@ func Main(name string, args []string) int {
 		defer os.RemoveAll(dir)
 		err = os.Chmod(dir, 0o755)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(promised(30, 30, 240))*time.Minute)
 	defer cancel()
 	if err == nil {
 		switch name {
 		case "pool":
 			err = showPool(ctx, dir, args)
 		case "cleanroom":
-			err = showCleanRoom(ctx, dir)
+			err = showCleanRoom(ctx, dir, args)
 		default:
 			err = errors.New("no such demonstration")
 		}
@@ -57,6 +59,22 @@ func scale(long, brief int) int {
 	return long
 }
 
+// promised is a number of the long form, what it is in the short one, and what
+// promises.md asks for, which takes long: SKEP_SHOW=promises.
+func promised(long, brief, most int) int {
+	if os.Getenv("SKEP_SHOW") == "promises" {
+		return most
+	}
+	return scale(long, brief)
+}
+
+// slack is how many times wider the bounds of speed are in the short form, which
+// runs beside other work: it finds what broke, the long form what is slow.
+func slack() float64 { return float64(scale(1, 3)) }
+
+// bound is one of the long form's, as it holds here.
+func bound(d time.Duration) time.Duration { return time.Duration(float64(d) * slack()) }
+
 func quantile(d []time.Duration, q float64) time.Duration {
 	if len(d) == 0 {
 		return 0
@@ -72,7 +90,7 @@ func showPool(ctx context.Context, dir string, runtimes []string) error {
 	if err != nil {
 		return err
 	}
-	im, err := makeImage(dir, nil)
+	im, err := ownpool.MakeImage(dir, nil)
 	if err != nil {
 		return err
 	}
@@ -81,14 +99,14 @@ func showPool(ctx context.Context, dir string, runtimes []string) error {
 	}
 	var errs []error
 	for _, rt := range runtimes {
-		s := &service{skep: skep, dir: filepath.Join(dir, rt), runtime: rt, image: im}
+		s := &ownpool.Service{Skep: skep, Dir: filepath.Join(dir, rt), Runtime: rt, Image: im}
 		for _, part := range []struct {
 			name string
-			do   func(context.Context, *service) error
+			do   func(context.Context, *ownpool.Service) error
 		}{{"latency", latency}, {"burst", burst}, {"client deaths", deaths}, {"kill -9 of the service", kills}} {
 			if err := part.do(ctx, s); err != nil {
-				if s.cmd != nil && s.cmd.ProcessState == nil {
-					s.kill()
+				if s.Pid() != 0 {
+					s.Kill()
 				}
 				errs = append(errs, fmt.Errorf("%s, %s: %w", rt, part.name, err))
 			}
@@ -99,128 +117,79 @@ func showPool(ctx context.Context, dir string, runtimes []string) error {
 }
 
 // latency is that of a get with stock, with and without the connection.
-func latency(ctx context.Context, s *service) error {
-	if _, err := s.start(ctx, "--min", "8", "--max", "8"); err != nil {
+func latency(ctx context.Context, s *ownpool.Service) error {
+	if _, err := s.Start(ctx, "--min", "8", "--max", "8"); err != nil {
 		return err
 	}
-	if _, err := s.await(ctx, time.Minute, "full", quiet(8)); err != nil {
+	if _, err := s.Await(ctx, time.Minute, "full", ownpool.Quiet(8)); err != nil {
 		return err
 	}
 	n := scale(1000, 100)
-	var echo, whole, get, exec, release []time.Duration
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	l, err := s.Latency(ctx, 8, n)
 	if err != nil {
 		return err
 	}
-	defer null.Close()
-	for range n {
-		// What a connection and an empty round trip take, on this machine and in
-		// this minute: the yardstick.
-		began := time.Now()
-		c, err := pool.Dial(ctx, s.socket())
-		if err != nil {
-			return err
-		}
-		if _, err := c.Echo(ctx, "x"); err != nil {
-			return err
-		}
-		echo = append(echo, time.Since(began))
-		_ = c.Close()
-		began = time.Now()
-		if c, err = pool.Dial(ctx, s.socket()); err != nil {
-			return err
-		}
-		at := time.Now()
-		r, err := c.Get(ctx, pool.Get{For: "latency"})
-		end := time.Now()
-		if err != nil {
-			return err
-		}
-		whole, get = append(whole, end.Sub(began)), append(get, end.Sub(at))
-		at = time.Now()
-		cmd, err := c.Start(ctx, pool.Exec{Lease: r.Lease, Args: []string{"/bin/true"}}, [3]*os.File{null, null, null})
-		if err != nil {
-			return err
-		}
-		if code, err := cmd.Wait(ctx); err != nil || code != 0 {
-			return fmt.Errorf("/bin/true in a room: %d, %w", code, err)
-		}
-		exec = append(exec, time.Since(at))
-		at = time.Now()
-		if err := c.Release(ctx, r.Lease); err != nil {
-			return err
-		}
-		release = append(release, time.Since(at))
-		_ = c.Close()
-		if _, err := s.await(ctx, time.Minute, "full again", quiet(8)); err != nil {
-			return err
-		}
-	}
-	fmt.Printf("%-5s echo, connect too p50 %8v  p99 %8v   the yardstick\n", s.runtime, round(quantile(echo, 0.5)), round(quantile(echo, 0.99)))
-	fmt.Printf("%-5s get, connect too  p50 %8v  p99 %8v   n %d   bounds 1ms, 5ms\n", s.runtime, round(quantile(whole, 0.5)), round(quantile(whole, 0.99)), n)
-	fmt.Printf("%-5s get alone         p50 %8v  p99 %8v\n", s.runtime, round(quantile(get, 0.5)), round(quantile(get, 0.99)))
-	fmt.Printf("%-5s exec /bin/true    p50 %8v  p99 %8v\n", s.runtime, round(quantile(exec, 0.5)), round(quantile(exec, 0.99)))
-	fmt.Printf("%-5s release           p50 %8v  p99 %8v\n", s.runtime, round(quantile(release, 0.5)), round(quantile(release, 0.99)))
-	if err := s.stop(ctx); err != nil {
+	fmt.Printf("%-5s echo, connect too p50 %8v  p99 %8v   the yardstick\n", s.Runtime, round(quantile(l.Echo, 0.5)), round(quantile(l.Echo, 0.99)))
+	fmt.Printf("%-5s get, connect too  p50 %8v  p99 %8v   n %d   bounds %v, %v\n", s.Runtime, round(quantile(l.Whole, 0.5)), round(quantile(l.Whole, 0.99)), n, bound(time.Millisecond), bound(5*time.Millisecond))
+	fmt.Printf("%-5s get alone         p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Get, 0.5)), round(quantile(l.Get, 0.99)))
+	fmt.Printf("%-5s exec /bin/true    p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Exec, 0.5)), round(quantile(l.Exec, 0.99)))
+	fmt.Printf("%-5s release           p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Release, 0.5)), round(quantile(l.Release, 0.99)))
+	if err := s.Stop(ctx); err != nil {
 		return err
 	}
-	p50, p99 := quantile(whole, 0.5), quantile(whole, 0.99)
-	if noise := quantile(echo, 0.99); noise > time.Millisecond && p99 > 5*time.Millisecond {
-		fmt.Printf("%-5s note: others use the machine: an empty round trip takes %v at p99, which is not counted\n", s.runtime, round(noise))
-		p99 -= noise
-	}
-	if p50 > time.Millisecond || p99 > 5*time.Millisecond {
-		return fmt.Errorf("get takes %v at the median and %v at p99, want 1ms and 5ms", p50, p99)
+	p50, p99 := quantile(l.Whole, 0.5), quantile(l.Whole, 0.99)
+	if p50 > bound(time.Millisecond) || p99 > bound(5*time.Millisecond) {
+		return fmt.Errorf("get takes %v at the median and %v at p99, more than its bounds; an empty round trip took %v at p99 in the same minute", p50, p99, round(quantile(l.Echo, 0.99)))
 	}
 	return nil
 }
 
 // burst asks for 50 at once of a stock of 20. The ideal is what the creators
 // took, in the same minute, to make 30 with nobody asking.
-func burst(ctx context.Context, s *service) error {
+func burst(ctx context.Context, s *ownpool.Service) error {
 	var ideal, wait time.Duration
 	var worst float64
 	for round := range 3 { // the best of three: others use the machine too
 		began := time.Now()
-		if _, err := s.start(ctx, "--min", "50", "--max", "50"); err != nil {
+		if _, err := s.Start(ctx, "--min", "50", "--max", "50"); err != nil {
 			return err
 		}
-		if _, err := s.await(ctx, time.Minute, "at work", func(st *pool.Status) bool { return st.Ready >= 20 }); err != nil {
+		if _, err := s.Await(ctx, time.Minute, "at work", func(st *pool.Status) bool { return st.Ready >= 20 }); err != nil {
 			return err
 		}
 		from := time.Now()
-		st, err := s.await(ctx, 2*time.Minute, "full", func(st *pool.Status) bool { return st.Ready >= 50 })
+		st, err := s.Await(ctx, 2*time.Minute, "full", func(st *pool.Status) bool { return st.Ready >= 50 })
 		if err != nil {
 			return err
 		}
 		i := time.Since(from)
 		_, _ = st, began
-		if err := s.stop(ctx); err != nil {
+		if err := s.Stop(ctx); err != nil {
 			return err
 		}
-		if _, err := s.start(ctx, "--min", "20", "--max", "20"); err != nil {
+		if _, err := s.Start(ctx, "--min", "20", "--max", "20"); err != nil {
 			return err
 		}
-		if _, err := s.await(ctx, time.Minute, "full", quiet(20)); err != nil {
+		if _, err := s.Await(ctx, time.Minute, "full", ownpool.Quiet(20)); err != nil {
 			return err
 		}
 		w, err := ask(ctx, s, 50)
 		if err != nil {
 			return err
 		}
-		if err := s.stop(ctx); err != nil {
+		if err := s.Stop(ctx); err != nil {
 			return err
 		}
 		ratio := quantile(w, 0.95).Seconds() / i.Seconds()
 		if round == 0 || ratio < worst {
 			ideal, wait, worst = i, quantile(w, 0.95), ratio
 		}
-		if ratio <= 1.2 {
+		if ratio <= 1.2*slack() {
 			break
 		}
 	}
-	fmt.Printf("%-5s burst of 50 on 20  p95 wait %v; 30 more take %v when nobody asks: %.2f   bound 1.2\n", s.runtime, round(wait), round(ideal), worst)
-	if worst > 1.2 {
+	fmt.Printf("%-5s burst of 50 on 20  p95 wait %v; 30 more take %v when nobody asks: %.2f   bound %.1f\n", s.Runtime, round(wait), round(ideal), worst, 1.2*slack())
+	if worst > 1.2*slack() {
 		return fmt.Errorf("a burst waits %.2f times the ideal", worst)
 	}
 	return nil
@@ -228,10 +197,10 @@ func burst(ctx context.Context, s *service) error {
 
 // ask gets n rooms at once and returns how long each took; all are held until
 // the last came.
-func ask(ctx context.Context, s *service, n int) ([]time.Duration, error) {
+func ask(ctx context.Context, s *ownpool.Service, n int) ([]time.Duration, error) {
 	clients := make([]*pool.Client, n)
 	for i := range clients {
-		c, err := pool.Dial(ctx, s.socket())
+		c, err := pool.Dial(ctx, s.At())
 		if err != nil {
 			return nil, err
 		}
@@ -252,14 +221,14 @@ func ask(ctx context.Context, s *service, n int) ([]time.Duration, error) {
 }
 
 // deaths lets clients go at every point of the protocol.
-func deaths(ctx context.Context, s *service) error {
-	if _, err := s.start(ctx, "--min", "6", "--max", "12"); err != nil {
+func deaths(ctx context.Context, s *ownpool.Service) error {
+	if _, err := s.Start(ctx, "--min", "6", "--max", "12"); err != nil {
 		return err
 	}
-	if _, err := s.await(ctx, time.Minute, "stocked", quiet(6)); err != nil {
+	if _, err := s.Await(ctx, time.Minute, "stocked", ownpool.Quiet(6)); err != nil {
 		return err
 	}
-	n := scale(1000, 80)
+	n := promised(1000, 80, 10_000) // promise L1
 	var next sync.Mutex
 	done := 0
 	var all sync.WaitGroup
@@ -285,30 +254,30 @@ func deaths(ctx context.Context, s *service) error {
 	// Within a second nothing is any dead client's; what they used is removed as
 	// fast as this machine can.
 	began := time.Now()
-	if _, err := s.await(ctx, time.Second, "given back", func(st *pool.Status) bool { return st.Leased+st.Used+st.Waiting == 0 }); err != nil {
+	if _, err := s.Await(ctx, time.Second, "given back", func(st *pool.Status) bool { return st.Leased+st.Used+st.Waiting == 0 }); err != nil {
 		return err
 	}
 	back := time.Since(began)
-	st, err := s.await(ctx, time.Minute, "quiet", quiet(6))
+	st, err := s.Await(ctx, time.Minute, "quiet", ownpool.Quiet(6))
 	if err != nil {
 		return err
 	}
-	rooms, err := os.ReadDir(filepath.Join(s.dir, "rooms"))
+	rooms, err := os.ReadDir(filepath.Join(s.Dir, "rooms"))
 	if err != nil {
 		return err
 	}
 	if len(rooms) != st.Ready || st.Totals.Made != st.Totals.Removed+uint64(st.Ready) || st.Totals.Lost > 0 {
 		return fmt.Errorf("%d rooms on disk, %d ready; %d made, %d removed, %d lost", len(rooms), st.Ready, st.Totals.Made, st.Totals.Removed, st.Totals.Lost)
 	}
-	fmt.Printf("%-5s %d client deaths: %d rooms made, %d back into stock, %d removed, %d ready; 0 lost; all back %v after the last\n", s.runtime, n, st.Totals.Made, st.Totals.Returned, st.Totals.Removed, st.Ready, round(back))
-	return s.stop(ctx)
+	fmt.Printf("%-5s %d client deaths: %d rooms made, %d back into stock, %d removed, %d ready; 0 lost; all back %v after the last\n", s.Runtime, n, st.Totals.Made, st.Totals.Returned, st.Totals.Removed, st.Ready, round(back))
+	return s.Stop(ctx)
 }
 
 // die does something with the pool and goes without a word: some as a process
 // that is killed, most as a connection that is cut.
-func die(ctx context.Context, s *service) error {
+func die(ctx context.Context, s *ownpool.Service) error {
 	if rand.N(20) == 0 {
-		cmd := exec.Command(s.skep, "pool", "get", "--socket", s.socket(), "--hold", "0s", "--timeout", "5s")
+		cmd := exec.Command(s.Skep, "pool", "get", "--socket", s.At(), "--hold", "0s", "--timeout", "5s")
 		if err := cmd.Start(); err != nil {
 			return err
 		}
@@ -319,7 +288,7 @@ func die(ctx context.Context, s *service) error {
 	}
 	switch rand.N(4) {
 	case 0: // any number of bytes of messages that ask for much
-		c, err := net.Dial("unix", s.socket())
+		c, err := net.Dial("unix", s.At())
 		if err != nil {
 			return err
 		}
@@ -328,7 +297,7 @@ func die(ctx context.Context, s *service) error {
 		time.Sleep(time.Duration(rand.N(2000)) * time.Microsecond)
 		return c.Close()
 	}
-	c, err := pool.Dial(ctx, s.socket())
+	c, err := pool.Dial(ctx, s.At())
 	if err != nil {
 		return err
 	}
@@ -363,11 +332,11 @@ func die(ctx context.Context, s *service) error {
 }
 
 // kills ends the service itself at random points, under clients.
-func kills(ctx context.Context, s *service) error {
-	n := scale(200, 8)
+func kills(ctx context.Context, s *ownpool.Service) error {
+	n := promised(200, 8, 1000) // promise L4
 	var restarts []time.Duration
 	for range n {
-		took, err := s.start(ctx, "--min", "4", "--max", "8")
+		took, err := s.Start(ctx, "--min", "4", "--max", "8")
 		if err != nil {
 			return err
 		}
@@ -387,21 +356,21 @@ func kills(ctx context.Context, s *service) error {
 			})
 		}
 		time.Sleep(time.Duration(rand.N(400)) * time.Millisecond)
-		s.kill()
+		s.Kill()
 		close(stop)
 		all.Wait()
 	}
-	took, err := s.start(ctx, "--min", "4", "--max", "4")
+	took, err := s.Start(ctx, "--min", "4", "--max", "4")
 	if err != nil {
 		return err
 	}
 	restarts = append(restarts, took)
 	began := time.Now()
-	st, err := s.await(ctx, 30*time.Second, "clean", quiet(4))
+	st, err := s.Await(ctx, 30*time.Second, "clean", ownpool.Quiet(4))
 	if err != nil {
 		return err
 	}
-	rooms, err := os.ReadDir(filepath.Join(s.dir, "rooms"))
+	rooms, err := os.ReadDir(filepath.Join(s.Dir, "rooms"))
 	if err != nil {
 		return err
 	}
@@ -409,19 +378,19 @@ func kills(ctx context.Context, s *service) error {
 		return fmt.Errorf("%d rooms on disk, %d ready", len(rooms), st.Ready)
 	}
 	clean := time.Since(began)
-	if err := s.stop(ctx); err != nil {
+	if err := s.Stop(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("%-5s %d kill -9: answers again after p50 %v, worst %v (bound 1s at the median); clean %v after the last; 0 stray\n", s.runtime, n, round(quantile(restarts, 0.5)), round(quantile(restarts, 1)), round(clean))
-	if quantile(restarts, 0.5) > time.Second {
-		return errors.New("it takes more than a second to answer again")
+	fmt.Printf("%-5s %d kill -9: answers again after p50 %v, worst %v (bound %v at the median); clean %v after the last; 0 stray\n", s.Runtime, n, round(quantile(restarts, 0.5)), round(quantile(restarts, 1)), bound(time.Second), round(clean))
+	if quantile(restarts, 0.5) > bound(time.Second) {
+		return fmt.Errorf("it takes more than %v to answer again", bound(time.Second))
 	}
 	return nil
 }
 
 // compare measures what others take for a fresh container of the same image
 // that runs /bin/true, in the same minute.
-func compare(ctx context.Context, dir string, im image) {
+func compare(ctx context.Context, dir string, im ownpool.Image) {
 	n := scale(30, 5)
 	measure := func(name string, run func() *exec.Cmd) {
 		var took []time.Duration
@@ -440,7 +409,7 @@ func compare(ctx context.Context, dir string, im image) {
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return
 	}
-	if out, err := exec.CommandContext(ctx, "tar", "-C", root, "-xf", im.file).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "tar", "-C", root, "-xf", im.File).CombinedOutput(); err != nil {
 		fmt.Printf("comparison: %v: %s\n", err, out)
 		return
 	}
@@ -469,18 +438,23 @@ func compare(ctx context.Context, dir string, im image) {
 			}
 		}
 	}
-	if err := exec.CommandContext(ctx, "docker", "info").Run(); err != nil {
-		fmt.Println("docker run             not measured: no engine answers")
+	e, err := ownengine.Start(ctx, filepath.Join(dir, "d"))
+	if err != nil {
+		fmt.Printf("docker run             not measured: %v\n", err)
 		return
 	}
-	if out, err := exec.CommandContext(ctx, "docker", "import", im.file, "skep-compare").CombinedOutput(); err != nil {
+	defer func() {
+		if err := e.Stop(); err != nil {
+			fmt.Printf("docker run             its engine: %v\n", err)
+		}
+	}()
+	if out, err := e.Docker(ctx, "import", im.File, "skep-compare"); err != nil {
 		fmt.Printf("docker run             not measured: %v: %s\n", err, out)
 		return
 	}
 	measure("docker run --rm", func() *exec.Cmd {
-		return exec.CommandContext(ctx, "docker", "run", "--rm", "--network", "none", "skep-compare", "/bin/true")
+		return exec.CommandContext(ctx, "docker", "-H", e.Host(), "run", "--rm", "--network", "none", "skep-compare", "/bin/true")
 	})
-	_ = exec.CommandContext(ctx, "docker", "image", "rm", "skep-compare").Run()
 }
 
 func trueBundle(path string) error {

@@ -1,0 +1,2 @@
+// Package instancespb holds the messages of instances.Instances; see package providerpb.
+package instancespb

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package proc
+
+// Calm does nothing on this system.
+func Calm() {}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package proc
+
+func withRace(env []string) []string { return env }
