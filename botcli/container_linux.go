@@ -89,12 +89,17 @@ func (c *container) run() int {
 		select {
 		case g = <-fetched:
 		case sig := <-c.signals:
+			end := 0 // there is no bot that could have work
 			switch sig {
 			case syscall.SIGTERM, syscall.SIGINT:
-				return 0 // there is no bot that could have work
 			case syscall.SIGUSR1:
-				return exitReboot
+				end = exitReboot
+			default:
+				continue
 			}
+			cancel()
+			<-fetched // what it has on disk is removed
+			return end
 		}
 	}
 	if g.err != nil {
