@@ -129,7 +129,7 @@ func fork(path string, e *Exec, files []*os.File) (pid int, err error) {
 			}
 			attr.Sys.Credential = &syscall.Credential{Uid: TaskUID, Gid: TaskGID}
 		}
-		pid, err = syscall.ForkExec(path, e.Args, attr)
+		pid, err = proc.ForkExec(path, e.Args, attr)
 	})
 	if err != nil {
 		return 0, &proc.ExecError{Path: path, Err: err}

@@ -123,7 +123,7 @@ func (g *Group) Remove(limit time.Duration) error {
 	}
 	var errs []error
 	for _, dir := range g.Dirs {
-		errs = append(errs, removeCgroup(dir))
+		errs = append(errs, removeCgroup(dir, time.Now().Add(busyLimit)))
 	}
 	return errors.Join(errs...)
 }

@@ -108,7 +108,7 @@ func TestBornLimited(t *testing.T) {
 		need.Skip(t, "cgroup", fmt.Sprintf("the method is %s, %v", method, err))
 	}
 	limits := []Limit{{Controller: "pids", V1: []Setting{{File: "pids.max", Value: "20"}}, V2: []Setting{{File: "pids.max", Value: "20"}}}}
-	pl, err := PlanLimited(method, "skep-limited-"+strings.ToLower(t.Name()), limits)
+	pl, err := PlanLimited(method, fmt.Sprintf("skep-limited-%d", os.Getpid()), limits)
 	if err != nil {
 		t.Skip(err)
 	}

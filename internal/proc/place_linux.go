@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -51,7 +52,7 @@ func Choose(want Method) (Method, error) {
 }
 
 func try(m Method) error {
-	pl, err := NewPlace(m, fmt.Sprintf("skep-try-%d", os.Getpid()))
+	pl, err := NewPlace(m, "skep-try-"+rand.Text())
 	if err != nil {
 		return err
 	}
@@ -223,29 +224,33 @@ func (pl *Place) Kill(limit time.Duration) error {
 func (pl *Place) Remove() error {
 	var errs []error
 	for _, dir := range pl.Dirs {
-		errs = append(errs, removeCgroup(dir))
+		errs = append(errs, removeCgroup(dir, time.Now().Add(busyLimit)))
 	}
 	return errors.Join(errs...)
 }
 
-// removeCgroup removes dir and the cgroups that a task made inside. A killed
-// process may keep its cgroup busy for a moment after it left cgroup.procs.
-func removeCgroup(dir string) error {
+// busyLimit is how long a killed process may keep its cgroup busy after it left
+// cgroup.procs: moments, on a machine that has time for it.
+const busyLimit = 5 * time.Second
+
+// removeCgroup removes dir and the cgroups that a task made inside. What is
+// busy is tried until end.
+func removeCgroup(dir string, end time.Time) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			_ = removeCgroup(filepath.Join(dir, e.Name()))
+			_ = removeCgroup(filepath.Join(dir, e.Name()), end)
 		}
 	}
-	for pause := time.Millisecond; ; pause *= 2 {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := unix.Rmdir(dir)
 		switch {
 		case err == nil, err == unix.ENOENT:
 			return nil
-		case err != unix.EBUSY, pause > 200*time.Millisecond:
+		case err != unix.EBUSY, time.Now().After(end):
 			return fmt.Errorf("remove cgroup %s: %w", dir, err)
 		}
 		time.Sleep(pause)

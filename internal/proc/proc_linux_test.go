@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -97,6 +98,75 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// TestStartOfABusyExecutable waits for who has it open for writing to let go,
+// as the children of other goroutines do when they exec, and not for ever.
+func TestStartOfABusyExecutable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\necho ran\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	writer := open()
+	time.AfterFunc(50*time.Millisecond, func() { writer.Close() })
+	if status, out := output(t, Start, &Cmd{Path: path, Args: []string{path}}); status.Code != 0 || out != "ran\n" {
+		t.Errorf("%+v, %q", status, out)
+	}
+	defer open().Close()
+	_, err := Start(&Cmd{Path: path, Args: []string{path}})
+	if e, ok := errors.AsType[*ExecError](err); !ok || !errors.Is(err, syscall.ETXTBSY) || !e.Program() {
+		t.Errorf("error %v while it is written to", err)
+	}
+}
+
+// TestTankOfALateReader: what the process wrote is not lost when its end is
+// known before the reader had a turn, though another holds the pipe.
+func TestTankOfALateReader(t *testing.T) {
+	tk, err := newTank(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tk.close()
+	held, err := syscall.Dup(int(tk.w.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(held)
+	if _, err := tk.w.WriteString("last words"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tk.r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	tk.fill()
+	<-tk.done // the reader came too late
+	if out, cut := tk.empty(); string(out) != "last words" || cut {
+		t.Errorf("%q, cut %v", out, cut)
+	}
+}
+
+// TestChooseAtOnce: probes of one process do not meet.
+func TestChooseAtOnce(t *testing.T) {
+	want, err := Choose("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if got, err := Choose(""); err != nil || got != want {
+				t.Errorf("%s, %v, want %s", got, err, want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // TestSignalAfterEnd never reaches whoever has the pid by then.
 func TestSignalAfterEnd(t *testing.T) {
 	p, err := Start(shell("exit 0"))
@@ -170,7 +240,7 @@ func TestPlace(t *testing.T) {
 		if status.Code != 6 || out != "in\n" {
 			t.Errorf("%+v, %q", status, out)
 		}
-		if err := errors.Join(pl.Kill(time.Second), pl.Kill(time.Second)); err != nil {
+		if err := errors.Join(pl.Kill(20*time.Second), pl.Kill(20*time.Second)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -206,7 +276,7 @@ func TestPlaceTerminates(t *testing.T) {
 		if s := p.Wait(); s.Code != 7 {
 			t.Errorf("%+v", s)
 		}
-		if err := errors.Join(pl.Kill(time.Second), SweepChildren(time.Second)); err != nil {
+		if err := errors.Join(pl.Kill(20*time.Second), SweepChildren(20*time.Second)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -222,7 +292,7 @@ for i in $(seq 100); do n=$(`+count+`); test "$n" = 0 && break; sleep 0.02; done
 		if status.Code != 0 || out != "0\n" {
 			t.Errorf("%+v, %q zombies", status, out)
 		}
-		if err := errors.Join(pl.Kill(time.Second), SweepChildren(time.Second)); err != nil {
+		if err := errors.Join(pl.Kill(20*time.Second), SweepChildren(20*time.Second)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -240,7 +310,7 @@ func TestPlaceNested(t *testing.T) {
 		if status.Code != 0 || out != "in\n" {
 			t.Fatalf("%+v, %q", status, out)
 		}
-		if err := errors.Join(pl.Kill(time.Second), SweepChildren(time.Second)); err != nil {
+		if err := errors.Join(pl.Kill(20*time.Second), SweepChildren(20*time.Second)); err != nil {
 			t.Error(err)
 		}
 	})

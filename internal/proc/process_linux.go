@@ -80,7 +80,7 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 			return 0, fmt.Errorf("join cgroup: %w", err)
 		}
 	}
-	pid, err := syscall.ForkExec(c.Path, c.Args, attr)
+	pid, err := ForkExec(c.Path, c.Args, attr)
 	for _, fd := range c.back {
 		if _, err := unix.Write(fd, []byte("0")); err != nil && pid > 0 {
 			// This thread would be frozen with the task and could not wait for it.

@@ -13,7 +13,7 @@ func forkExec(c *Cmd, fds []uintptr) (int, error) {
 	if c.User != nil {
 		attr.Sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}
-	return syscall.ForkExec(c.Path, c.Args, attr)
+	return ForkExec(c.Path, c.Args, attr)
 }
 
 // waitEnd has no WNOWAIT everywhere: the group is killed when the process is

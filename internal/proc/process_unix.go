@@ -33,6 +33,45 @@ func (p *Process) start(c *Cmd, files []*os.File) error {
 	return <-started
 }
 
+// untilFree calls exec, and calls it again while it says that the executable is
+// open for writing: a file that was just written may still be open in a child
+// that another goroutine is starting. That passes within moments; after two
+// seconds somebody does write to it.
+func untilFree(exec func() error) error {
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if err := exec(); err != syscall.ETXTBSY || time.Now().After(end) { //nolint:errorlint // a bare number
+			return err
+		}
+	}
+}
+
+// ForkExec is syscall.ForkExec of an executable that may be just written.
+func ForkExec(path string, args []string, attr *syscall.ProcAttr) (pid int, err error) {
+	err = untilFree(func() error {
+		pid, err = syscall.ForkExec(path, args, attr)
+		return err
+	})
+	return pid, err
+}
+
+// Exec replaces this process by an executable that may be just written.
+func Exec(path string, args, env []string) error {
+	return untilFree(func() error { return syscall.Exec(path, args, env) })
+}
+
+// readNow reads what lies in a pipe and waits for nothing.
+func readNow(r *os.File, buf []byte) (n int) {
+	c, err := r.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = c.Read(func(fd uintptr) bool {
+		n, _ = syscall.Read(int(fd), buf)
+		return true
+	})
+	return max(n, 0)
+}
+
 // programErrors are what execve says of a bad executable.
 var programErrors = []error{syscall.ENOENT, syscall.EACCES, syscall.ENOEXEC, syscall.E2BIG, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP, syscall.ETXTBSY}
 

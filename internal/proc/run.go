@@ -119,9 +119,7 @@ func (t *tank) fill() {
 		buf := make([]byte, 4<<10)
 		for {
 			n, err := t.r.Read(buf)
-			keep := min(n, t.max-len(t.buf))
-			t.buf = append(t.buf, buf[:keep]...)
-			t.cut = t.cut || keep < n
+			t.keep(buf[:n])
 			if err != nil {
 				return
 			}
@@ -129,11 +127,26 @@ func (t *tank) fill() {
 	}()
 }
 
-// empty returns what was read. A grandchild may hold the pipe; it gets a
-// moment.
+func (t *tank) keep(b []byte) {
+	n := min(len(b), t.max-len(t.buf))
+	t.buf = append(t.buf, b[:n]...)
+	t.cut = t.cut || n < len(b)
+}
+
+// empty returns what was written. A grandchild may hold the pipe; it gets a
+// moment. What the process itself wrote lies in the pipe since its end at the
+// latest, and is taken however late we are.
 func (t *tank) empty() ([]byte, bool) {
 	_ = t.r.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	<-t.done
+	_ = t.r.SetReadDeadline(time.Time{})
+	for buf := make([]byte, 4<<10); !t.cut; { // a grandchild may write for ever
+		n := readNow(t.r, buf)
+		if n == 0 {
+			break
+		}
+		t.keep(buf[:n])
+	}
 	return t.buf, t.cut
 }
 
