@@ -392,7 +392,7 @@ def on_bot_startup(bot):
 	}, got); diff != "" {
 		t.Errorf("actions (-want +got):\n%s", diff)
 	}
-	if out.Took > 3*time.Second {
+	if out.Took > 50*time.Second { // of its 100
 		t.Errorf("took %v: a grandchild was waited for", out.Took)
 	}
 }
@@ -416,7 +416,7 @@ func TestContextBreaksACallOff(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	_, err := h.Call(ctx, hook.Call{Hook: hook.OnBotStartup, Bot: me})
-	if e, ok := errors.AsType[*hook.Error](err); !ok || e.Cause != hook.CauseTime || time.Since(start) > 5*time.Second {
+	if e, ok := errors.AsType[*hook.Error](err); !ok || e.Cause != hook.CauseTime || time.Since(start) > 30*time.Second {
 		t.Errorf("got %v after %v", err, time.Since(start))
 	}
 }
@@ -425,7 +425,10 @@ func TestContextBreaksACallOff(t *testing.T) {
 // A person's statements run beside the hooks, keep what they define, and stop
 // at the same limits.
 func TestEval(t *testing.T) {
-	h := newHost(t, "def get_state(bot):\n  return {'base': bot.id}\n", "def on_bot_idle(bot, since):\n  fail('x')\n")
+	h := limitedHost(t, "def get_state(bot):\n  return {'base': bot.id}\n", 5*time.Minute) // as TestContainment's steps
+	if err := h.Load(t.Context(), asScript("group.star", "def on_bot_idle(bot, since):\n  fail('x')\n")); err != nil {
+		t.Fatal(err)
+	}
 	v := h.Visit()
 	t.Cleanup(func() { v.Close() })
 	for _, c := range []struct{ name, source, say, fault string }{

@@ -96,6 +96,8 @@ func (r *run) watch() {
 				r.host.exit(3)
 				return
 			case now.After(r.ends.Add(time.Second)):
+				c := hook.CauseTime // this tick may be the first for long
+				r.why.CompareAndSwap(nil, &c)
 				_ = r.host.send(&hook.Answer{ID: r.id, Error: r.failure(nil), Last: true})
 				r.host.exit(3)
 				return

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -49,6 +50,25 @@ func FuzzScript(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A run that nobody looked at until long after its end, on a machine that had
+// no time, is said to have taken too long.
+func TestLateWatch(t *testing.T) {
+	var out bytes.Buffer
+	ended := make(chan int, 1)
+	h := &host{out: &out, exit: func(code int) { ended <- code }}
+	defer h.newRun(7, "get_state", -time.Minute).close()
+	if code := <-ended; code != 3 {
+		t.Errorf("ended with %d", code)
+	}
+	var a hook.Answer
+	if err := hook.ReadFrame(&out, &a); err != nil {
+		t.Fatal(err)
+	}
+	if a.ID != 7 || !a.Last || a.Error == nil || a.Error.Cause != hook.CauseTime || !strings.Contains(a.Error.Text, "took longer than") {
+		t.Errorf("answer %+v, %+v", a, a.Error)
+	}
 }
 
 // What is checked without running a script knows the names that it finds.
