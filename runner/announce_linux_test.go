@@ -17,15 +17,15 @@ import (
 // attempt is task_runner's to repeat.
 func TestAnnounce(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		answer  *botapi.TaskUpdateResponse // nil: an error
-		code    int64
-		updates int // that reach the server: an announcement of task_runner's, and the final one
-		output  string
+		name      string
+		answer    *botapi.TaskUpdateResponse // nil: an error
+		code      int64
+		announces bool // task_runner does too; the final update reaches the server always, and output before it when there is time
+		output    string
 	}{
-		{"known", &botapi.TaskUpdateResponse{OK: true}, 0, 1, "ran\n"},
-		{"not wanted", &botapi.TaskUpdateResponse{OK: true, MustStop: true}, -1, 1, ""},
-		{"failed", nil, 0, 2, "ran\n"},
+		{"known", &botapi.TaskUpdateResponse{OK: true}, 0, false, "ran\n"},
+		{"not wanted", &botapi.TaskUpdateResponse{OK: true, MustStop: true}, -1, false, ""},
+		{"failed", nil, 0, true, "ran\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			server, s := newTaskServer(t), newStarter(t)
@@ -48,8 +48,9 @@ func TestAnnounce(t *testing.T) {
 			if err != nil || sum.ExitCode == nil || *sum.ExitCode != tt.code || len(errs) > 0 {
 				t.Errorf("summary %+v, error %v, task errors %v", sum, err, errs)
 			}
-			if len(updates) != tt.updates || out != tt.output {
-				t.Errorf("output %q after %d updates, want %q after %d: %+v", out, len(updates), tt.output, tt.updates, updates)
+			server.final(t)
+			if first := updates[0]; out != tt.output || (!first.Final() && len(first.Output) == 0) != tt.announces {
+				t.Errorf("output %q, want %q; task_runner announces is not %v: %+v", out, tt.output, tt.announces, updates)
 			}
 		})
 	}

@@ -79,7 +79,7 @@ func cpuTime() time.Duration {
 // waitIdle returns when the waiting pair is blocked in its reads.
 func waitIdle(t testing.TB, s *Starter) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patient); ; time.Sleep(time.Millisecond) {
 		if kids := childrenOf(s.ready.p.Pid); len(kids) == 1 && cpu(kids[0]) == cpuAfter(kids[0]) {
 			return
 		}

@@ -242,7 +242,7 @@ func running(pids ...int) (alive []string) {
 
 // patient is when a test gives up: whether something happens at all is asked
 // here, how fast it happens is measured by `make show-1.3`.
-const patient = 30 * time.Second
+const patient = 2 * time.Minute
 
 const waiting = "echo up; sleep 300; :"
 

@@ -58,7 +58,7 @@ func release(t testing.TB, f *os.File) {
 // line waits for a line that a task writes to the pipe.
 func line(t testing.TB, f *os.File) string {
 	t.Helper()
-	_ = f.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = f.SetReadDeadline(time.Now().Add(patient))
 	s, err := bufio.NewReader(f).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)

@@ -78,14 +78,14 @@ func (s *taskServerStub) set(f func()) {
 // until waits for cond, which is looked at whenever something came.
 func (s *taskServerStub) until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	late := time.AfterFunc(20*time.Second, func() { s.set(func() {}) })
+	late := time.AfterFunc(patient, func() { s.set(func() {}) })
 	defer late.Stop()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(patient)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !cond() {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within 20 s; output so far %q", what, s.output)
+			t.Fatalf("%s: not within %v; output so far %q", what, patient, s.output)
 		}
 		s.changed.Wait()
 	}
@@ -183,7 +183,7 @@ const testRunID = "5a00000000000111"
 func manifest(command []string, change ...func(map[string]any)) json.RawMessage {
 	m := map[string]any{
 		"task_id": testRunID, "bot_id": "bot1", "bot_dimensions": map[string]any{"id": []string{"bot1"}, "os": []string{"Debian", "Linux"}},
-		"dimensions": map[string]any{}, "hard_timeout": 60, "grace_period": 2, "io_timeout": 60, "command": command,
+		"dimensions": map[string]any{}, "hard_timeout": 60, "grace_period": 60, "io_timeout": 60, "command": command,
 		"relative_cwd": "", "env": map[string]string{}, "env_prefixes": map[string]any{}, "outputs": nil,
 		"service_accounts": map[string]any{"system": map[string]string{"service_account": "none"}, "task": map[string]string{"service_account": "none"}},
 	}

@@ -243,18 +243,32 @@ cp -P direct up inside "$1"; mkfifo "$1/pipe"; ln -s %[1]s "$1/abs"; echo x > "$
 	}
 }
 
-// A canceled task gives up its download, and counts none of it as its own
-// time; an outage makes it wait.
-func TestCancelWhileInputsCome(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// refusing is the address of a socket that is ours and listens to nobody.
+func refusing(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = l.Close() // nobody answers there
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*syscall.SockaddrInet4).Port)
+}
+
+// A canceled task gives up its download, and counts none of it as its own
+// time; an outage makes it wait.
+func TestCancelWhileInputsCome(t *testing.T) {
+	nobody := refusing(t)
 	server, s := newTaskServer(t), newStarter(t)
 	done := make(chan Summary)
 	go func() {
-		done <- run(t, s, server, sh("echo ran", with("io_timeout", 1), with("hard_timeout", 1), inputs("grpc://"+l.Addr().String(), cas.Sum([]byte("x")))))
+		done <- run(t, s, server, sh("echo ran", with("io_timeout", 1), with("hard_timeout", 1), inputs("grpc://"+nobody, cas.Sum([]byte("x")))))
 	}()
 	server.until(t, "announced", func() bool { return len(server.updates) > 0 })
 	select {
