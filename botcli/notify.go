@@ -27,6 +27,8 @@ func openService(log *slog.Logger) *service {
 	return s
 }
 
+const tellLimit = 5 * time.Second
+
 func (s *service) tell(state string) {
 	if s.socket == "" {
 		return
@@ -37,6 +39,7 @@ func (s *service) tell(state string) {
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err == nil {
+		_ = c.SetWriteDeadline(time.Now().Add(tellLimit)) // it may not read, and its queue be full
 		_, err = c.Write([]byte(state))
 		_ = c.Close()
 	}

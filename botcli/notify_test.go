@@ -8,7 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
+
+// patient is when a test gives up: whether something happens at all is asked
+// here. An endless hook ends by its limit of a minute at the latest.
+const patient = 3 * time.Minute
 
 // A service manager hears that the bot is up, then that it lives for as long
 // as it does. systemd's sd_notify(3), sd_watchdog_enabled(3).
@@ -47,4 +52,38 @@ func TestNotify(t *testing.T) {
 		t.Errorf("it said that it lives after %d looks; the first two said that it does not", asked)
 	}
 	_ = os.Remove(path)
+}
+
+// A service manager that does not read does not hold the bot.
+func TestNotifyNobodyReads(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Skip("no unix datagrams here:", err)
+	}
+	defer l.Close()
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for err == nil { // until its queue is full
+		_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err = c.Write([]byte("x"))
+	}
+	var log strings.Builder
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		(&service{socket: path, log: slog.New(slog.NewTextHandler(&log, nil))}).tell("READY=1")
+	}()
+	select {
+	case <-told:
+	case <-time.After(patient):
+		t.Fatal("the bot still waits for its service manager")
+	}
+	if !strings.Contains(log.String(), "does not hear us") {
+		t.Errorf("log %q", log.String())
+	}
 }
