@@ -187,7 +187,7 @@ func TestRolloutFromARegistry(t *testing.T) {
 			}
 			for i := range slots {
 				slot := filepath.Join(dir, "b", launch.SlotName(i))
-				if _, err := os.Stat(filepath.Join(slot, "signals")); err == nil {
+				if said, err := os.ReadFile(filepath.Join(slot, "signals")); err == nil && strings.HasSuffix(string(said), "\n") { // it wrote all of it
 					if err := os.WriteFile(filepath.Join(slot, "done"), nil, 0o600); err != nil {
 						t.Fatal(err)
 					}
