@@ -341,7 +341,7 @@ func Broken(t *testing.T, rt warm.Runtime) {
 func Await(t *testing.T, c *pool.Client, ok func(*pool.Status) bool) *pool.Status {
 	t.Helper()
 	var last *pool.Status
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		st, err := c.Status(t.Context())
 		if err != nil {
 			t.Fatal(err)

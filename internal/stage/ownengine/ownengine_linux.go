@@ -35,6 +35,9 @@ func Missing() string {
 	return ""
 }
 
+// errEnded is that of an engine that ended by itself before it answered.
+var errEnded = errors.New("dockerd ended")
+
 // Start starts an engine in dir, which the caller removes after Stop, and
 // returns when it answers. A path of a socket is short, and so dir must be.
 func Start(ctx context.Context, dir string) (*Engine, error) {
@@ -70,7 +73,7 @@ func Start(ctx context.Context, dir string) (*Engine, error) {
 		}
 		select {
 		case <-e.p.Done():
-			return nil, errors.Join(fmt.Errorf("dockerd ended: %s", e.said()), e.Stop())
+			return nil, errors.Join(fmt.Errorf("%w: %s", errEnded, e.said()), e.Stop())
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), e.Stop())
 		case <-time.After(20 * time.Millisecond):
