@@ -114,6 +114,16 @@ func Suite(t *testing.T, e engine.Engine, image string) {
 		t.Errorf("started: %+v", c)
 	}
 	kind("remove an image in use", e.RemoveImage(ctx, image), skep.Conflict)
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // it runs before it writes
+		log, err := e.Log(ctx, id, 1<<10)
+		ok("log", err)
+		if strings.Contains(string(log), "hello") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("log: %q", log)
+		}
+	}
 	ok("signal", e.Signal(ctx, id, "SIGKILL"))
 	die := func() {
 		t.Helper()
