@@ -99,15 +99,21 @@ func (c *statCache) save(path, dir string) {
 	if path == "" {
 		return
 	}
-	news := len(c.next) > 0
+	kept := 0
+	for _, k := range c.last {
+		if k.kept {
+			kept++
+		}
+	}
+	if len(c.next) == 0 && kept == len(c.last) {
+		return
+	}
 	for name, k := range c.last {
 		if _, again := c.next[name]; k.kept && !again {
 			c.next[name] = k
-		} else {
-			news = true
 		}
 	}
-	if news && len(c.next) <= cas.MaxTreeEntries && os.MkdirAll(filepath.Dir(path), 0o700) == nil {
+	if len(c.next) <= cas.MaxTreeEntries && os.MkdirAll(filepath.Dir(path), 0o700) == nil {
 		_ = atomicfile.Write(path, encodeStats(c.next, dir), 0o600)
 	}
 }

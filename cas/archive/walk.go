@@ -30,8 +30,9 @@ type walker struct {
 	to               hashing // nil = files are only hashed
 	bundles          bool    // to takes small ones
 
-	walks   *errgroup.Group // of directories, so many at once
 	sends   *errgroup.Group // of bundles
+	dirs    chan *directory // for whoever reads directories; more are read where they are found
+	unread  atomic.Int64    // directories that were in dirs and are not read
 	jobs    chan job
 	entries atomic.Int64
 	root    cas.Digest
@@ -39,6 +40,8 @@ type walker struct {
 	mu   sync.Mutex
 	tree Tree
 }
+
+const dirsOpen = 64 // waiting to be read
 
 // hashing is a *remote.Uploader.
 type hashing interface {
@@ -76,7 +79,7 @@ type job struct {
 
 func walk(ctx context.Context, dir string, w *walker) (_ *Tree, err error) {
 	opt := w.opt.filled()
-	w.opt, w.start, w.jobs = opt, opt.Now(), make(chan job, 64)
+	w.opt, w.start, w.jobs, w.dirs = opt, opt.Now(), make(chan job, 64), make(chan *directory, dirsOpen)
 	if w.include, err = parseGlobs("include", opt.Include); err != nil {
 		return nil, err
 	}
@@ -102,14 +105,9 @@ func walk(ctx context.Context, dir string, w *walker) (_ *Tree, err error) {
 	sends.SetLimit(sendsAtOnce)
 	w.sends = sends
 	g, ctx := errgroup.WithContext(ctx)
-	walks, walking := errgroup.WithContext(ctx)
-	walks.SetLimit(opt.Parallel)
-	w.walks = walks
 	g.Go(func() error {
 		defer close(w.jobs)
-		top := &directory{w: w, disk: disk, open: root, info: info, wanted: true}
-		walks.Go(func() error { return w.directory(walking, top) })
-		return walks.Wait()
+		return w.walk(ctx, &directory{w: w, disk: disk, open: root, info: info, wanted: true})
 	})
 	for range opt.Parallel {
 		g.Go(func() error {
@@ -130,6 +128,47 @@ func walk(ctx context.Context, dir string, w *walker) (_ *Tree, err error) {
 	w.stats.save(opt.StatCache, disk)
 	w.tree.Root = w.root
 	return &w.tree, nil
+}
+
+// walk reads top and all directories below. Goroutines take them from a queue that
+// is hardly ever empty: to wake one for each would take longer than to read it.
+func (w *walker) walk(ctx context.Context, top *directory) error {
+	w.unread.Store(1)
+	w.dirs <- top
+	g, ctx := errgroup.WithContext(ctx)
+	for range w.opt.Parallel {
+		g.Go(func() error {
+			for {
+				select {
+				case d, more := <-w.dirs:
+					if !more {
+						return nil
+					}
+					if err := w.directory(ctx, d); err != nil {
+						return err
+					}
+					if w.unread.Add(-1) == 0 {
+						close(w.dirs)
+					}
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+		})
+	}
+	err := g.Wait()
+	for err != nil {
+		select {
+		case d, more := <-w.dirs:
+			if !more {
+				return err
+			}
+			d.open.Close()
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // directory reads one directory: its files become jobs, those below are walked.
@@ -240,10 +279,14 @@ func (w *walker) below(ctx context.Context, d *directory, name, at, base, disk s
 	next := &directory{
 		w: w, parent: d, name: name, path: at, base: base, disk: disk, open: open, info: info, wanted: wanted,
 	}
-	if w.walks.TryGo(func() error { return w.directory(ctx, next) }) {
+	w.unread.Add(1)
+	select {
+	case w.dirs <- next:
 		return nil
+	default: // what waits there is open
+		w.unread.Add(-1)
+		return w.directory(ctx, next)
 	}
-	return w.directory(ctx, next)
 }
 
 // symlink keeps a link that stays inside, and treats others as the options say.
