@@ -32,8 +32,8 @@ type Store interface {
 }
 
 const (
-	// callsAtOnce bounds their memory: a few megabytes each.
-	callsAtOnce = 64
+	// callsAtOnce bounds their memory: 6 MiB each.
+	callsAtOnce = 32
 	// askedMax bounds the digests of one question for blobs, in bytes.
 	askedMax = 2 << 20
 	// patience is how long a body may stand still, and a bundle may take to be

@@ -8,11 +8,12 @@ import (
 	"sync/atomic"
 )
 
-// Pieces are small enough that what one stage had is in the processor's cache
-// when the next one wants it.
+// Pieces are small enough that what one stage had is in a processor's cache when
+// the next one wants it, and large enough that waking the next one is no part of
+// the time: a quarter of the size takes a tenth longer.
 const (
 	pieces = 6
-	size   = 256 << 10
+	size   = 1 << 20
 )
 
 // Copy copies r, until it ends, through all stages, one after the other: a hash
