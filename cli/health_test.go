@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,7 +19,7 @@ import (
 // alarms waits until there are as many of a kind.
 func (c *configured) alarms(kind string, n int) []*skeppb.Alarm {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		as, err := c.client("").ListAlarms(ctx)
@@ -58,17 +60,33 @@ func (c *configured) poll(b map[string]any) map[string]any {
 	return ans
 }
 
+// seen waits until the server counts the fleet so: it does now and then.
+func (c *configured) seen(metric string) {
+	c.t.Helper()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.roots}}
+	defer tr.CloseIdleConnections()
+	waitUntil(c.t, func() bool {
+		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.url+"/metrics", nil)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		res, err := (&http.Client{Transport: tr}).Do(req)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		return err == nil && strings.Contains(string(b), "\n"+metric+"\n")
+	})
+}
+
 func TestCircuitBreaker(t *testing.T) {
 	c := serveConfig(t, map[string]string{"pools.cfg": `pool { name: "p" realm: "a:b" circuit_breaker { percent: 20 min_bots: 5 } }`}, nil, nil)
 	const n = 10
 	for i := range n {
 		c.poll(member(fmt.Sprintf("b%d", i), nil))
 	}
-	waitUntil(t, func() bool { // the server has counted them
-		res, err := c.client("").CountBots(t.Context(), &pb.BotsCountRequest{})
-		return err == nil && res.Count == n
-	})
-	time.Sleep(300 * time.Millisecond)
+	c.seen(`skep_bots{pool="p",status="idle"} 10`) // a share of these is what the breaker lets
 	ill := func() (n int) {
 		res, err := c.client("").CountBots(t.Context(), &pb.BotsCountRequest{})
 		if err != nil {
@@ -278,7 +296,7 @@ func TestSteeringOverTheWire(t *testing.T) {
 // waitUntil waits for what another goroutine does.
 func waitUntil(t *testing.T, ok func() bool) {
 	t.Helper()
-	for late := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for late := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(late) {
 			t.Fatal("it does not happen")
 		}

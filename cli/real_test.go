@@ -1,13 +1,16 @@
 package cli_test
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,7 +29,7 @@ func TestReal(t *testing.T) {
 		Dir:  "testdata/real",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"until": until},
 		Setup: func(env *testscript.Env) error {
-			addr, err := freeAddress()
+			addr, err := ownAddress()
 			if err != nil {
 				return err
 			}
@@ -39,7 +42,7 @@ func TestReal(t *testing.T) {
 			for _, dir := range []string{"st/bots", "st/machines", "p1/machines", "cloud"} {
 				env.Defer(func() { endBots(filepath.Join(env.WorkDir, dir), "*") })
 			}
-			if addr, err = freeAddress(); err != nil {
+			if addr, err = ownAddress(); err != nil {
 				return err
 			}
 			env.Setenv("ADDR2", addr)
@@ -64,14 +67,38 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// freeAddress returns a loopback address where nothing listens now.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// ports are those that ownAddress gave away.
+var ports struct {
+	sync.Mutex
+	given map[int]bool
+}
+
+// ownAddress returns a loopback address where nothing listens, and nothing will
+// but who is told of it: its port is below those that the kernel hands out.
+func ownAddress() (string, error) {
+	const from = 10_000
+	below := 32_768
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		_, _ = fmt.Sscan(string(b), &below) // the first of two numbers
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	ports.Lock()
+	defer ports.Unlock()
+	for range 1000 {
+		port := from + rand.N(max(below-from, 1000))
+		if ports.given[port] {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		if ports.given == nil {
+			ports.given = map[int]bool{}
+		}
+		ports.given[port] = true
+		return l.Addr().String(), l.Close()
+	}
+	return "", errors.New("no port is free")
 }
 
 // endBots kills what a failed script left behind: bots in directories of dir

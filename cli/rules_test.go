@@ -176,7 +176,7 @@ func (c *configured) change(files map[string]string) {
 	news, stop := c.fleet.store.Subscribe()
 	defer stop()
 	writeConfig(c.t, c.dir, files)
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	for c.fleet.store.Snapshot().Digest() == old && len(c.fleet.store.Refusals()) == 0 {
 		select {
 		case <-news:

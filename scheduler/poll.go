@@ -26,14 +26,12 @@ type Poll struct {
 	Key  string        // idempotency key; "" makes the call not repeatable
 	Wait time.Duration // 0 to MaxWait
 
+	Changes uint64 // Scheduler.Changes, before the rules of this poll were read; 0 = they never change
+
 	Source Source // of the bot's dimensions; zero = not to be remembered
 	NoWork bool   // no new work: the bot is about to be told something else
 	End    bool   // it may be told to end although it is ill: it is not ending yet
 }
-
-// Wake ends the wait of a bot's poll with nothing: something that concerns the
-// bot changed, and it is to ask again.
-func (s *Scheduler) Wake(bot skep.BotID) { s.queues.rouse(bot) }
 
 // Connect notes the handshake of a bot's process. A task that the bot still
 // holds is lost with its earlier process. The dimensions of a known bot are
@@ -214,7 +212,7 @@ func (s *Scheduler) arrive(ctx context.Context, p *Poll) (*waiter, Command, erro
 	if mine.IdleSince.IsZero() {
 		mine.IdleSince = s.o.Now()
 	}
-	w := &waiter{ctx: ctx, bot: &mine, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, end: p.End, reply: make(chan Command, 1)}
+	w := &waiter{ctx: ctx, bot: &mine, key: p.Key, once: p.Wait <= 0 || ill, ill: ill, end: p.End, changes: p.Changes, reply: make(chan Command, 1)}
 	work := s.queues.enter(w)
 	if again { // the claim for the first one may have ended since
 		if cmd, found, err := s.held(ctx, b.ID, p.Key); err != nil || found {

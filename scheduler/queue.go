@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skepdev/skep"
@@ -18,7 +19,8 @@ type queues struct {
 	once map[*waiter]bool       // those of them that cannot wait
 	wake chan struct{}
 
-	closed bool // no poll waits any more
+	closed  bool          // no poll waits any more
+	changes atomic.Uint64 // see Scheduler.Changes; from 1
 }
 
 type queue struct {
@@ -36,6 +38,8 @@ type waiter struct {
 	ill   bool // it gets no new work
 	end   bool // but it may be told to end
 	reply chan Command
+
+	changes uint64 // those that its poll knows of; 0 = all
 
 	unnoted *skep.Bot // the bot, unless it is noted that it is idle; of its poll alone
 
@@ -56,7 +60,9 @@ func (w *waiter) serves(q *queue) bool {
 }
 
 func newQueues() *queues {
-	return &queues{all: map[skep.QueueID]*queue{}, bots: map[skep.BotID]*waiter{}, once: map[*waiter]bool{}, wake: make(chan struct{}, 1)}
+	qs := &queues{all: map[skep.QueueID]*queue{}, bots: map[skep.BotID]*waiter{}, once: map[*waiter]bool{}, wake: make(chan struct{}, 1)}
+	qs.changes.Store(1)
+	return qs
 }
 
 func (qs *queues) kick() {
@@ -156,11 +162,23 @@ func (qs *queues) enter(w *waiter) (work bool) {
 	if work {
 		qs.kick()
 	}
-	if qs.closed && !w.heir {
+	if qs.closed || !w.once && w.changes != 0 && w.changes != qs.changes.Load() {
+		qs.dismiss(w)
+	}
+	return work
+}
+
+// dismiss has w not wait any more: it is answered with nothing, or as a claim
+// that is under way for it ends.
+func (qs *queues) dismiss(w *waiter) {
+	switch {
+	case w.gone:
+	case w.matching || w.heir:
+		w.leaving = true
+	default:
 		w.reply <- Command{}
 		qs.end(w)
 	}
-	return work
 }
 
 // leave ends the wait of w. While a claim for it is under way it stays for
@@ -373,9 +391,8 @@ func (qs *queues) drop(bot skep.BotID) {
 func (qs *queues) rouse(bot skep.BotID) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	if w := qs.bots[bot]; w != nil && !w.gone && !w.matching && !w.heir {
-		w.reply <- Command{}
-		qs.end(w)
+	if w := qs.bots[bot]; w != nil {
+		qs.dismiss(w)
 	}
 }
 
@@ -385,9 +402,6 @@ func (qs *queues) close() {
 	defer qs.mu.Unlock()
 	qs.closed = true
 	for _, w := range qs.bots {
-		if !w.gone && !w.matching && !w.heir {
-			w.reply <- Command{}
-			qs.end(w)
-		}
+		qs.dismiss(w)
 	}
 }

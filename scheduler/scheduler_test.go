@@ -403,7 +403,7 @@ func TestNoTaskIsHandedOutTwice(t *testing.T) {
 				Wait: time.Duration(rapid.IntRange(1, 1500).Draw(t, "seconds")) * time.Second,
 			}
 		}), 5, 40).Draw(rt, "steps")
-		path := filepath.Join(t.TempDir(), fmt.Sprintf("%p.db", rt))
+		path := filepath.Join(t.TempDir(), "skep.db")
 		var violation error
 		synctest.Test(t, func(t *testing.T) { violation = play(t, path, steps) })
 		if violation != nil {

@@ -298,6 +298,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) hear(w http.ResponseWriter, r *http.Request) (*ask, error) {
 	var req botapi.PollRequest
 	var source scheduler.Source
+	changes := s.sched.Changes() // before what may change
 	ru, known := s.rules(), false
 	if err := readWith(w, r, maxDescription, func(body []byte) (err error) {
 		source, known, err = s.decodePoll(body, &req, ru)
@@ -352,7 +353,8 @@ func (s *Server) hear(w http.ResponseWriter, r *http.Request) (*ask, error) {
 	a.sp = sp
 	a.Poll = scheduler.Poll{
 		Bot: b, Key: req.RequestUUID, Wait: min(time.Duration(req.Wait*float64(time.Second)), scheduler.MaxWait), Source: source,
-		NoWork: a.update != "" || a.restart || a.tired.cmd != "" || ru.ForceSleep, End: !a.ends,
+		Changes: changes,
+		NoWork:  a.update != "" || a.restart || a.tired.cmd != "" || ru.ForceSleep, End: !a.ends,
 	}
 	return a, nil
 }

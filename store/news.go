@@ -33,7 +33,7 @@ const (
 	NewsBot     Topic = "bot"     // a bot came, died or ended
 	NewsDeleted Topic = "deleted" // a bot was deleted
 	NewsMachine Topic = "machine" // a machine or a pool of them is to be looked at; Key is its reconciler's
-	newsLost    Topic = "lost"    // there was more than can be told
+	newsLost    Topic = "lost"    // there was more than can be told, or could not be told
 )
 
 // Bounds of what is told: the processes are few, and what they would be told
@@ -76,11 +76,15 @@ func (s *Store) startTeller(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.teller = &teller{
-		from: rand.Text(), channel: channel, pool: s.pgPool, news: map[News]bool{}, more: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-	}
+	s.teller = newTeller(channel, s.pgPool)
 	go s.teller.run()
 	return nil
+}
+
+func newTeller(channel string, pool *pgxpool.Pool) *teller {
+	return &teller{
+		from: rand.Text(), channel: channel, pool: pool, news: map[News]bool{}, more: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+	}
 }
 
 // Tell gives other processes on this database a hint, soon. It does not wait,
@@ -97,6 +101,10 @@ func (s *Store) Tell(n News) {
 		t.news[News{Topic: newsLost}] = true
 	}
 	t.mu.Unlock()
+	t.wake()
+}
+
+func (t *teller) wake() {
 	select {
 	case t.more <- struct{}{}:
 	default:
@@ -107,15 +115,21 @@ func (t *teller) run() {
 	defer close(t.done)
 	pace := time.NewTimer(0)
 	defer pace.Stop()
+	pause := newsPace
 	for {
 		select {
 		case <-t.stop:
-			t.send() // what happened last is worth the most
+			_ = t.send() // what happened last is worth the most
 			return
 		case <-t.more:
 		}
-		t.send()
-		pace.Reset(newsPace)
+		if t.send() == nil {
+			pause = newsPace
+		} else {
+			t.lose()
+			pause = min(max(2*pause, newsAgain), newsAway)
+		}
+		pace.Reset(pause)
 		select {
 		case <-t.stop:
 		case <-pace.C:
@@ -128,34 +142,46 @@ func (t *teller) close() {
 	<-t.done
 }
 
-// send tells what there is to tell. What cannot be told is found by looking.
-func (t *teller) send() {
+// lose has the others told, as soon as that is possible, that they missed
+// something.
+func (t *teller) lose() {
+	t.mu.Lock()
+	t.news[News{Topic: newsLost}] = true
+	t.mu.Unlock()
+	t.wake()
+}
+
+// send tells what there is to tell. When something is lost, the others look at
+// everything, and there is nothing else to tell them.
+func (t *teller) send() error {
 	t.mu.Lock()
 	news := t.news
 	t.news = map[News]bool{}
 	t.mu.Unlock()
+	if lost := (News{Topic: newsLost}); news[lost] {
+		news = map[News]bool{lost: true}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	var items []json.RawMessage
 	size := 0
-	flush := func() {
-		if len(items) == 0 {
-			return
-		}
-		_ = t.tell(ctx, items)
-		items, size = nil, 0
-	}
 	for n := range news {
 		item, err := json.Marshal([2]string{string(n.Topic), n.Key})
 		if err != nil || len(item) > newsMessage/2 {
 			continue
 		}
 		if size+len(item) > newsMessage {
-			flush()
+			if err := t.tell(ctx, items); err != nil {
+				return err
+			}
+			items, size = nil, 0
 		}
 		items, size = append(items, item), size+len(item)+1
 	}
-	flush()
+	if len(items) == 0 {
+		return nil
+	}
+	return t.tell(ctx, items)
 }
 
 // tell sends one message. Nothing is lost with a hint: nobody waits for the
@@ -176,7 +202,7 @@ type message struct {
 }
 
 // newsAgain, growing to newsAway, is how often who listens is told to look for
-// itself while there is no connection, and newsAlive how often a silent one is
+// itself, and who tells tries again, while there is no connection, and newsAlive how often a silent one is
 // tried.
 const (
 	newsAgain = 100 * time.Millisecond

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/skepdev/skep/internal/pgtest"
 )
@@ -110,6 +114,41 @@ func TestTooMuchNews(t *testing.T) {
 	s.Tell(News{NewsBot, "one more"})
 	if err := <-e.missed; err != nil {
 		t.Error(err)
+	}
+	select {
+	case n := <-e.news:
+		t.Errorf("%v is told before it", n)
+	default:
+	}
+}
+
+// What could not be told is not forgotten: it is said that there was something.
+func TestNewsThatFails(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	s, e := listen(t, dsn)
+	c := s.pgPool.Config()
+	var tries atomic.Int64
+	c.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		if tries.Add(1) <= 3 {
+			return errors.New("the network is away")
+		}
+		return nil
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	far := &Store{teller: newTeller(s.teller.channel, pool)}
+	go far.teller.run()
+	defer far.teller.close()
+	far.Tell(News{NewsBot, "b"})
+	if err := <-e.missed; err != nil {
+		t.Error(err)
+	}
+	far.Tell(News{NewsBot, "c"})
+	if n := <-e.news; n != (News{NewsBot, "c"}) {
+		t.Errorf("heard %v", n)
 	}
 }
 

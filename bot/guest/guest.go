@@ -112,6 +112,7 @@ type guest struct {
 // again does a step until it succeeds, or cannot, or ctx ends.
 func (g *guest) again(ctx context.Context, what string, do func(context.Context) error) error {
 	pause := backoff.Exponential{Min: firstPause, Max: maxPause}
+	var before error
 	for {
 		err := do(ctx)
 		switch {
@@ -121,6 +122,10 @@ func (g *guest) again(ctx context.Context, what string, do func(context.Context)
 		case skep.KindOf(err) == skep.Invalid || skep.KindOf(err) == skep.Precondition: // a person must do something
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if ctx.Err() != nil && before != nil { // an attempt that was cut short does not know what is wrong
+			err = fmt.Errorf("%w; before that: %w", err, before)
+		}
+		before = err
 		g.Log.WarnContext(ctx, "tried again soon", "step", what, "err", err)
 		if pause.Sleep(ctx, 0) != nil {
 			return fmt.Errorf("%s: %w", what, err)

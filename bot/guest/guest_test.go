@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -370,19 +371,50 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// An attempt that the end of ctx cut short does not hide why there had to be
+// another one.
+func TestRefusalIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		g := &guest{Options: Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}}
+		tries := 0
+		err := g.again(ctx, "ask", func(ctx context.Context) error {
+			if tries++; tries < 3 {
+				return errors.New("you are a stranger")
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "you are a stranger") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func TestRefusals(t *testing.T) {
 	c := newCloud(t)
 	run := func(change func(*Options)) error {
 		o, _ := c.options(t)
 		change(&o)
-		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
+		o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Any() == slog.LevelWarn { // refused once; it would ask again until ctx ends
+				cancel()
+			}
+			return a
+		}}))
 		return Run(ctx, o)
 	}
 	for want, change := range map[string]func(*Options){
-		"one of them is needed":               func(o *Options) { o.Provider = "" },
-		"plain HTTP to another machine":       func(o *Options) { o.Provider = "http://example.com" },
-		"has no instance/attributes/provider": func(*Options) { delete(c.attributes, attributeProvider) },
+		"one of them is needed":         func(o *Options) { o.Provider = "" },
+		"plain HTTP to another machine": func(o *Options) { o.Provider = "http://example.com" },
+		"has no instance/attributes/provider": func(*Options) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			delete(c.attributes, attributeProvider)
+		},
 		"is not a directory": func(o *Options) {
 			o.Provider, o.Dir = c.http.URL, filepath.Join(t.TempDir(), "link")
 			if err := os.Symlink(t.TempDir(), o.Dir); err != nil {

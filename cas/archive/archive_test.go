@@ -309,7 +309,8 @@ func TestStatCache(t *testing.T) {
 	}
 
 	// A file as young as the scan may change and keep its stat.
-	young := Options{StatCache: filepath.Join(t.TempDir(), "stats")}
+	begun := time.Now()
+	young := Options{StatCache: filepath.Join(t.TempDir(), "stats"), Now: func() time.Time { return begun }}
 	fresh := tree(t, "a")
 	scan(t, fresh, young)
 	if got := scan(t, fresh, young); got.Cached != 0 {

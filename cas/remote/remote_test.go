@@ -255,7 +255,11 @@ func TestFaults(t *testing.T) {
 						return tc.fail(n.Add(1))
 					}
 				}
-				c := client(t, s.start(t, nil), func(o *Options) { o.Patience = time.Second })
+				c := client(t, s.start(t, nil), func(o *Options) {
+					if tc.name != "transient for a while" { // which is waited for
+						o.Patience = time.Second
+					}
+				})
 				b, err := c.Blob(t.Context(), d)
 				tc.check(t, err)
 				if err == nil && !bytes.Equal(b, data) {

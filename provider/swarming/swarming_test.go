@@ -173,13 +173,12 @@ func TestMayBeHeeded(t *testing.T) {
 	}
 	nobody := open(t, nil, nil)
 	closed := httptest.NewServer(nil)
-	closed.Close()
 	gone, err := New(Options{Server: closed.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer gone.Close()
-	for name, c := range map[string]struct {
+	cases := map[string]struct {
 		s    *Server
 		want bool
 	}{
@@ -193,7 +192,9 @@ func TestMayBeHeeded(t *testing.T) {
 		"no such host":       {named(t, "https://nobody.invalid"), false},
 		"not a pRPC server":  {open(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) }), nil), false},
 		"an unknown success": {open(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }), nil), true},
-	} {
+	}
+	closed.Close() // not before the others listen: one of them could be given its port
+	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			_, err := c.s.Terminate(t.Context(), "b", "", "why")
 			if err == nil || errors.Is(err, machine.ErrNoAnswer) != c.want {
