@@ -23,13 +23,13 @@ import (
 	"time"
 
 	"github.com/skepdev/skep"
-	"github.com/skepdev/skep/internal/show/form"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/bot/code"
 	"github.com/skepdev/skep/bot/update"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/rollout"
 )
