@@ -131,7 +131,7 @@ func (f *fifo) commandAlone() (float64, error) {
 			return err
 		}
 		children = append(children, p)
-		_, err = f.await(time.Second)
+		_, err = f.await(10 * time.Second)
 		return err
 	})
 	for _, p := range children {

@@ -98,7 +98,7 @@ func (r *run) refills(ctx context.Context, e *ownengine.Engine) (*Report, error)
 			return nil, err
 		}
 	}
-	n := r.samples(slowCases["refill"].samples)
+	n := r.samples(slowCases["refill"])
 	var took []float64
 	for i := range n {
 		slot := launch.SlotName(i % refillSlots)

@@ -103,7 +103,7 @@ func cleanRoom(ctx context.Context, r *run) (rep *Report, err error) {
 		}
 		defer func() { err = errors.Join(err, both[i].Fleet.Stop()) }()
 	}
-	n := r.samples(slowCases["cleanroom"].samples)
+	n := r.samples(slowCases["cleanroom"])
 	out, in, err := s.RoomCost(ctx, roomStock, both[0], both[1], n)
 	if err != nil {
 		return nil, err

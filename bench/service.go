@@ -32,7 +32,7 @@ type service struct {
 }
 
 // startup is how long a server may take until it answers.
-const startup = 15 * time.Second
+const startup = time.Minute
 
 // start runs `skep verb args…` and returns when it is ready.
 func (r *run) start(ctx context.Context, verb string, env []string, args ...string) (_ *service, err error) {
@@ -246,7 +246,7 @@ func (s *service) stop() error {
 // end sends SIGTERM, which for skep up drains, then again, which stops, and
 // at last kills.
 func (s *service) end() error {
-	for _, wait := range []time.Duration{2 * time.Second, 5 * time.Second} {
+	for _, wait := range []time.Duration{2 * time.Second, 30 * time.Second} {
 		if err := s.process.Terminate(); errors.Is(err, proc.ErrGone) {
 			return nil
 		}

@@ -58,6 +58,16 @@ func word(v verdict) string {
 	return "FAIL"
 }
 
+// apart are the packages on which the two disagree.
+func apart(packages []*pkg, fleet, direct map[*pkg]verdict) (odd []*pkg) {
+	for _, p := range packages {
+		if disagreement(p, fleet[p], direct[p]) != "" {
+			odd = append(odd, p)
+		}
+	}
+	return odd
+}
+
 // disagreement says in what the two differ, or nothing.
 func disagreement(p *pkg, f, d verdict) string {
 	switch {

@@ -29,13 +29,14 @@ import (
 	"github.com/skepdev/skep/bot/update"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/rollout"
 )
 
-const (
-	bornBound = 3 * time.Second  // from the start of curl to a connected bot
-	backBound = 60 * time.Second // from a kill to a connected bot
+var (
+	bornBound = form.Of(3*time.Second, 30*time.Second) // from the start of curl to a connected bot
+	backBound = form.Of(time.Minute, 5*time.Minute)    // from a kill to a connected bot
 )
 
 // moments are when a bot is killed; each is seen from outside, by what lies in
@@ -63,7 +64,8 @@ func Main(args []string) int {
 	kills := flags.Int("kills", 200, "how often to kill the bot")
 	seed := flags.Uint64("seed", uint64(time.Now().UnixNano()), "of the random moments")
 	_ = flags.Parse(args)
-	if os.Getenv("SKEP_SHOW") == "short" {
+	form.Say()
+	if form.Short() {
 		*kills = 10
 	}
 	dir, err := os.MkdirTemp("", "skep-birth-")
@@ -402,7 +404,7 @@ func (s *show) end() error {
 		}
 		select {
 		case <-s.born.Done():
-		case <-time.After(20 * time.Second):
+		case <-time.After(backBound / 3):
 			errs = append(errs, errors.New("the shell that started the bot did not end with it"))
 			_ = s.born.Kill()
 		}

@@ -22,10 +22,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skepdev/skep/host/bot"
+	"github.com/skepdev/skep/internal/show/form"
 )
 
+// killBound is how long a fork bomb may take to be gone after its kill.
+var killBound = form.Of(2*time.Second, 10*time.Second)
+
 const (
-	killBound    = 2 * time.Second // after the kill, for a fork bomb
 	bombSize     = 100             // processes that it must have made by then
 	bombPatience = 2 * time.Minute // for it to make them
 )
@@ -45,10 +48,8 @@ func Main([]string) int {
 }
 
 func run(dir string) error {
-	rounds := 20
-	if os.Getenv("SKEP_SHOW") == "short" {
-		rounds = 3
-	}
+	form.Say()
+	rounds := form.Of(20, 3)
 	srv, err := serve()
 	if err != nil {
 		return err

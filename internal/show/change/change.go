@@ -29,14 +29,15 @@ import (
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/client"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/rollout"
 )
 
-const (
-	canaryPercent = 10
-	backBound     = 60 * time.Second // from the offer of the bad build to the whole fleet on the old one
-)
+const canaryPercent = 10
+
+// backBound is from the offer of the bad build to the whole fleet on the old one.
+var backBound = form.Of(time.Minute, 3*time.Minute)
 
 type show struct {
 	dir, skep, exe, listen, url string
@@ -80,7 +81,7 @@ func Main(args []string) int {
 }
 
 func (s *show) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(10*time.Minute, 30*time.Minute))
 	defer cancel()
 	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
 		return err
@@ -254,7 +255,7 @@ func (s *show) populate(ctx context.Context) error {
 	for _, id := range s.real { // not sooner: what forks while a file is written keeps it from being run
 		s.running.Go(func() { s.fail(s.supervise(living, id, filepath.Join(s.dir, id))) })
 	}
-	took, err := s.converge(ctx, time.Minute, time.Time{})
+	took, err := s.converge(ctx, backBound, time.Time{})
 	if err != nil {
 		return err
 	}
@@ -408,12 +409,12 @@ func (s *show) hookChange(ctx context.Context) error {
 		if now != before && r.NextRelease == "" {
 			break
 		}
-		if time.Since(start) > 2*time.Minute {
-			return fmt.Errorf("the hooks are not everybody's after 2 min: %v", r)
+		if time.Since(start) > 2*backBound {
+			return fmt.Errorf("the hooks are not everybody's after %v: %v", 2*backBound, r)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	if _, err := s.converge(ctx, time.Minute, time.Time{}); err != nil {
+	if _, err := s.converge(ctx, backBound, time.Time{}); err != nil {
 		return err
 	}
 	fmt.Printf("a changed hook: all bots have it after %v; stages %v\n", time.Since(start).Round(time.Millisecond), stages)

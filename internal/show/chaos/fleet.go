@@ -374,7 +374,7 @@ func (fl *fleet) gather(ctx context.Context) (*evidence, error) {
 	defer cancel()
 	e := &evidence{
 		Tasks: fl.tasks.sent, Acked: fl.acknowledged(), Refused: fl.tasks.refused, Streams: fl.readers.streams,
-		Results: map[string]result{}, Outputs: map[string][]byte{}, Kills: fl.kills, Plan: fl.form.all(), Phases: fl.form.Phases,
+		Results: map[string]result{}, Outputs: map[string][]byte{}, Kills: fl.kills, Plan: fl.form.all(), Soon: fl.form.TreeGone, Phases: fl.form.Phases,
 	}
 	for ids := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(e.Acked))), batch) {
 		ans, err := fl.client.BatchGetResult(ctx, &pb.BatchGetResultRequest{TaskIds: ids})

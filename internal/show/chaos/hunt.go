@@ -23,7 +23,9 @@ const tries = 24
 // hunt does every strike of the plan, each when its share of the tasks has
 // ended and a bot is in its phase.
 func (fl *fleet) hunt(ctx context.Context) error {
+	defer fl.tasks.allowed.Store(int64(fl.form.Tasks))
 	for i, s := range fl.form.Plan {
+		fl.tasks.allowed.Store(int64(fl.form.allowed(i)))
 		if err := fl.until(ctx, func() bool { return fl.ledger.ended() >= fl.form.due(i) }); err != nil {
 			return fmt.Errorf("strike %d, %s in %s: %w", i+1, s.Victim, s.Phase, err)
 		}
@@ -310,6 +312,9 @@ func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error
 		if fl.tasks.acked.Load() >= int64(fl.form.acked(i)) && fl.tasks.pending.Load() > 0 {
 			break
 		}
+		if fl.tasks.acked.Load() >= fl.tasks.allowed.Load() { // all wait for the strike: some more are under way when it falls
+			fl.tasks.allowed.Add(int64(fl.form.acked(0)))
+		}
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
@@ -341,7 +346,7 @@ func (fl *fleet) strikeSubmit(ctx context.Context, i int, v victim) (bool, error
 }
 
 // treePatience bounds the wait for a dead bot's processes.
-const treePatience = 5 * time.Second
+const treePatience = 10 * time.Second
 
 // killBot kills bot_main and returns how long it took until nothing below it
 // was left, negative when something stayed. Every second time, by chance, the

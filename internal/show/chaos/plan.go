@@ -18,6 +18,7 @@ type form struct {
 	Tasks, Bots int           // the least number of tasks: more follow until the plan is done
 	Readers     int           // who watch outputs while tasks run
 	Patience    time.Duration // until all tasks must have ended
+	TreeGone    time.Duration // from a bot's death until nothing below it runs
 	Plan        []strike      // in the order in which they are done
 	Phases      []phase       // which must all be hit
 
@@ -30,7 +31,7 @@ type form struct {
 // bots, each phase hit by both where it can be, and four of a bot's helpers;
 // with PostgreSQL two of it.
 func longForm(engine string, rng *rand.Rand) form {
-	f := form{Tasks: 1000, Bots: 8, Readers: 4, Patience: 150 * time.Second, Phases: phases}
+	f := form{Tasks: 1000, Bots: 8, Readers: 4, Patience: 150 * time.Second, TreeGone: time.Second, Phases: phases}
 	first := []strike{{victimServer, phaseSubmit}}
 	rest := []strike{
 		{victimServer, phaseClaim},
@@ -58,7 +59,7 @@ func longForm(engine string, rng *rand.Rand) form {
 
 // shortForm is for every change: all phases are hit, but not by everything.
 func shortForm(engine string, rng *rand.Rand) form {
-	f := form{Tasks: 200, Bots: 8, Readers: 2, Patience: 45 * time.Second, Phases: phases}
+	f := form{Tasks: 200, Bots: 8, Readers: 2, Patience: 3 * time.Minute, TreeGone: 5 * time.Second, Phases: phases}
 	first := []strike{{victimServer, phaseSubmit}}
 	rest := []strike{{victimServer, phaseFinal}, {victimBot, phaseClaim}, {victimBot, phaseStart}, {victimBot, phaseOutput}}
 	if engine == enginePostgres {
@@ -102,3 +103,13 @@ func (f form) due(i int) int {
 // acked returns how many tasks must have been acknowledged before strike i of
 // the submission is done.
 func (f form) acked(i int) int { return f.Tasks * (i + 1) / 5 }
+
+// allowed returns how many tasks may be submitted when strike i is next. No more
+// than it waits for, if it is one of the submission: else everything might be
+// acknowledged while nobody gets to look.
+func (f form) allowed(i int) int {
+	if f.Plan[i].Phase == phaseSubmit {
+		return f.acked(i)
+	}
+	return f.Tasks
+}

@@ -25,7 +25,8 @@ type submitter struct {
 	pending atomic.Int64 // calls without an answer
 	failed  atomic.Int64 // calls that had none, or one that is worth another try
 	acked   atomic.Int64
-	sent    int // tasks that were to be acknowledged; to be read when run has returned
+	allowed atomic.Int64 // tasks of the first n that may be sent
+	sent    int          // tasks that were to be acknowledged; to be read when run has returned
 
 	mu      sync.Mutex
 	ids     []string
@@ -43,7 +44,7 @@ func (s *submitter) run(ctx context.Context, n int, scarce func() bool, done <-c
 	var wg sync.WaitGroup
 	for range senders {
 		wg.Go(func() {
-			for i := next.Add(1); i <= int64(n) && ctx.Err() == nil; i = next.Add(1) {
+			for i := next.Add(1); i <= int64(n) && s.may(ctx, i); i = next.Add(1) {
 				s.one(ctx, int(i))
 			}
 		})
@@ -62,6 +63,14 @@ func (s *submitter) run(ctx context.Context, n int, scarce func() bool, done <-c
 			s.one(ctx, s.sent)
 		}
 	}
+}
+
+// may waits until task i may be sent; false when ctx ended.
+func (s *submitter) may(ctx context.Context, i int64) bool {
+	for i > s.allowed.Load() && ctx.Err() == nil {
+		time.Sleep(stroll)
+	}
+	return ctx.Err() == nil
 }
 
 func (s *submitter) one(ctx context.Context, i int) {

@@ -14,7 +14,7 @@ import (
 // upForm is a run of skep up: it is killed itself, which its bots outlive
 // with their tasks, and so are bots, which it starts again.
 func upForm(short bool, rng *rand.Rand) form {
-	f := form{Tasks: 240, Bots: 4, Readers: 2, Patience: 90 * time.Second}
+	f := form{Tasks: 240, Bots: 4, Readers: 2, Patience: 90 * time.Second, TreeGone: time.Second}
 	f.Plan = []strike{
 		{victimUp, phaseSubmit},
 		{victimUp, phaseOutput},
@@ -26,7 +26,7 @@ func upForm(short bool, rng *rand.Rand) form {
 		{victimBot, phaseFinal},
 	}
 	if short {
-		f.Tasks, f.Patience = 100, 40*time.Second
+		f.Tasks, f.Patience, f.TreeGone = 100, 2*time.Minute, 5*time.Second
 		f.Plan = []strike{{victimUp, phaseSubmit}, {victimUp, phaseOutput}, {victimBot, phaseStart}}
 	}
 	f.Plan = append(f.Plan[:1], shuffled(f.Plan[1:], rng)...)
@@ -46,7 +46,7 @@ func (fl *fleet) addUp() {
 
 // meet waits for the bots that skep up makes.
 func (fl *fleet) meet(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		locks, err := filepath.Glob(fl.path("state", "bots", "*", lockName))

@@ -25,7 +25,8 @@ type evidence struct {
 	Exits   []exit
 	Left    []string // processes, cgroups, work directories that are still there
 	Plan    []strike
-	Phases  []phase // that must be hit
+	Soon    time.Duration // in which a bot's processes must be gone
+	Phases  []phase       // that must be hit
 }
 
 // result is what the server says of a task.
@@ -101,12 +102,11 @@ const (
 	ruleStream    = "output read while the task runs is the task's"
 	ruleForeign   = "every line is of an acknowledged task"
 	ruleLeft      = "nothing is left behind"
-	ruleTree      = "a bot's processes are gone within 1 s of its death"
+	ruleTree      = "a bot's processes are gone soon after its death"
 	ruleOrphans   = "bots outlive skep up"
 	ruleEnds      = "nothing ends that was not killed"
 	rulePlan      = "the kills fell as planned"
 	rulePhases    = "each phase was hit"
-	maxTreeGone   = time.Second
 	diedLingering = 15 * time.Second // from the kill until the bot's next handshake
 )
 
@@ -202,8 +202,8 @@ func judge(e *evidence) []violation {
 		}
 	}
 	for _, k := range e.Kills {
-		if k.Victim == victimBot && (k.Gone < 0 || k.Gone > maxTreeGone) {
-			add(ruleTree, k.Bot, "killed at %s with %s in hand: %s", clock(k.At), cmp.Or(k.Run, "nothing"), gone(k.Gone))
+		if k.Victim == victimBot && (k.Gone < 0 || k.Gone > e.Soon) {
+			add(ruleTree, k.Bot, "killed at %s with %s in hand: %s, want %v at most", clock(k.At), cmp.Or(k.Run, "nothing"), gone(k.Gone), e.Soon)
 		}
 		if k.Orphans != "" {
 			add(ruleOrphans, string(k.Victim), "killed at %s: %s", clock(k.At), k.Orphans)

@@ -43,6 +43,7 @@ func sound() *evidence {
 		},
 		Plan:   []strike{{victimServer, phaseSubmit}, {victimBot, phaseClaim}, {victimBot, phaseOutput}},
 		Phases: []phase{phaseSubmit, phaseClaim, phaseOutput},
+		Soon:   time.Second,
 	}
 	return e
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/skepdev/skep/config"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/provider"
 	"github.com/skepdev/skep/provider/gce"
 	"github.com/skepdev/skep/provider/gce/gcesim"
@@ -28,11 +29,11 @@ import (
 // Main runs the show and returns its exit code.
 func Main(args []string) int {
 	flags := flag.NewFlagSet("configs", flag.ContinueOnError)
-	n, seed := flags.Int("n", 100_000, "how many configurations"), flags.Uint64("seed", uint64(time.Now().UnixNano()), "of them")
+	n, seed := flags.Int("n", 100_000, "how many configurations"), flags.Uint64("seed", form.Of(uint64(time.Now().UnixNano()), 1), "of them")
 	if flags.Parse(args) != nil {
 		return 2
 	}
-	if os.Getenv("SKEP_SHOW") == "short" {
+	if form.Short() {
 		*n = 5000
 	}
 	if err := show(*n, *seed); err != nil {

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // mountMemory mounts a file system of a few bytes at dir, which it makes. It
 // takes root.
-func mountMemory(dir string, bytes int64) (unmount func() error, err error) {
+func mountMemory(dir string, bytes int64) (_ func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -25,14 +26,24 @@ func mountMemory(dir string, bytes int64) (unmount func() error, err error) {
 			return nil
 		}
 		done = true
-		return unix.Unmount(dir, 0)
+		return unmount(dir)
 	}, nil
+}
+
+// unmount unmounts what a process that just ended may still have open for a moment.
+func unmount(dir string) error {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Unmount(dir, 0)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // mountSharing mounts a new file system that can share blocks between files,
 // in a file of its own: XFS, or btrfs where there is no XFS. It takes root and
 // the programs that make them.
-func mountSharing(ctx context.Context, image, at string, bytes int64) (kind string, unmount func() error, err error) {
+func mountSharing(ctx context.Context, image, at string, bytes int64) (kind string, _ func() error, err error) {
 	if err := os.Mkdir(at, 0o755); err != nil {
 		return "", nil, err
 	}
@@ -60,7 +71,7 @@ func mountSharing(ctx context.Context, image, at string, bytes int64) (kind stri
 			}
 		}
 		if e == nil {
-			return fs.kind, func() error { return unix.Unmount(at, 0) }, os.Chmod(at, 0o755)
+			return fs.kind, func() error { return unmount(at) }, os.Chmod(at, 0o755)
 		}
 	}
 	return "", nil, err

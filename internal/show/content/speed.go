@@ -65,8 +65,12 @@ func speed(ctx context.Context, o options) error {
 	missed := 0
 	for ; tries > 0; tries-- {
 		var err error
-		if missed, err = measure(ctx, o, opts); err != nil {
+		if missed, err = measure(ctx, o, opts); err != nil && (tries == 1 || ctx.Err() != nil) {
 			return err
+		}
+		if err != nil { // a try without a figure
+			fmt.Println("missed:", err)
+			continue
 		}
 		if missed == 0 {
 			break

@@ -14,17 +14,19 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 // readyBound is how soon after the build the fleet is to be ready.
-const readyBound = 2 * time.Second
+var readyBound = form.Of(2*time.Second, 20*time.Second)
 
 // patience is for the build, on a machine that has built nothing before.
-const patience = 10 * time.Minute
+const patience = 20 * time.Minute
 
 // Main runs the demonstration and returns an exit code.
 func Main([]string) int {
+	form.Say()
 	dir, err := os.MkdirTemp("", "skep-fresh-")
 	if err == nil {
 		defer os.RemoveAll(dir)
@@ -108,7 +110,22 @@ func end(f *fleet.Fleet, dir string) error {
 		return err
 	}
 	fmt.Printf("Ctrl-C, until all ended   %8v\n", time.Since(start).Round(time.Millisecond))
-	var left []string
+	left := processes(dir)
+	for end := time.Now().Add(leaving); len(left) > 0 && time.Now().Before(end); left = processes(dir) {
+		time.Sleep(20 * time.Millisecond) // between two looks
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("processes are left: %s", strings.Join(left, ", "))
+	}
+	return nil
+}
+
+// leaving is how long a process that was told to end may take to be gone after
+// the one that told it.
+const leaving = 5 * time.Second
+
+// processes are those whose executable or working directory lies below dir.
+func processes(dir string) (left []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
 		if filepath.Base(p) == strconv.Itoa(os.Getpid()) {
@@ -120,8 +137,5 @@ func end(f *fleet.Fleet, dir string) error {
 			left = append(left, fmt.Sprintf("%s (%s in %s)", filepath.Base(p), exe, cwd))
 		}
 	}
-	if len(left) > 0 {
-		return fmt.Errorf("processes are left: %s", strings.Join(left, ", "))
-	}
-	return nil
+	return left
 }

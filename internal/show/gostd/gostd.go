@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
@@ -17,7 +18,7 @@ const (
 	bots  = "4"
 	short = "12" // packages in the short form
 
-	readyTime = 30 * time.Second
+	readyTime = 2 * time.Minute
 )
 
 // Main runs the demonstration with the skep in bin and returns an exit code.
@@ -49,8 +50,8 @@ func show(args []string) (err error) {
 	defer func() { err = errors.Join(err, f.Stop()) }()
 	fmt.Printf("skep up with %s bots is ready at %s after %v\n", bots, f.URL, f.Ready.Round(time.Millisecond))
 	run := []string{"run", "./examples/go-std-tests", "-server", f.URL, "-skep", skep}
-	if os.Getenv("SKEP_SHOW") == "short" {
-		run = append(run, "-packages", short)
+	if form.Short() {
+		run = append(run, "-packages", short, "-again")
 	}
 	cmd := exec.Command("go", append(run, args...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -77,7 +77,7 @@ func Main([]string) int {
 }
 
 func (s *show) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // for all; each has its own patience
 	defer cancel()
 	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
 		return err

@@ -29,14 +29,20 @@ import (
 	"github.com/skepdev/skep/host/engine"
 	"github.com/skepdev/skep/host/engine/docker"
 	"github.com/skepdev/skep/internal/proc"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const (
-	slots       = 10
-	refillBound = 2 * time.Second
-	look        = 25 * time.Millisecond
-	hostName    = "show"
+	slots    = 10
+	look     = 25 * time.Millisecond
+	hostName = "show"
+)
+
+var (
+	// The short form sees about a dozen refills: their 99th percentile is the longest.
+	refillBound = form.Of(2*time.Second, 20*time.Second)
+	patience    = form.Of(30*time.Second, 2*time.Minute) // for each thing that is waited for
 )
 
 type show struct {
@@ -67,7 +73,7 @@ func Main(args []string) int {
 	length := flags.Duration("for", 10*time.Minute, "how long to kill")
 	seed := flags.Uint64("seed", uint64(time.Now().UnixNano()), "of the random moments")
 	_ = flags.Parse(args)
-	if os.Getenv("SKEP_SHOW") == "short" {
+	if form.Short() {
 		*length = 45 * time.Second
 	}
 	if os.Geteuid() != 0 || !installed("dockerd", "docker", "ip", "busybox") {
@@ -77,6 +83,7 @@ func Main(args []string) int {
 		}
 		return 0
 	}
+	form.Say()
 	fmt.Printf("seed %d\n", *seed)
 	s := &show{rng: rand.New(rand.NewPCG(*seed, 0)), killed: map[string][]time.Time{}, kills: map[string]int{}, seen: map[string]bool{}}
 	err := s.run(*length)
@@ -99,7 +106,7 @@ func installed(names ...string) bool {
 }
 
 func (s *show) run(length time.Duration) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), length+5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), length+form.Of(5*time.Minute, 20*time.Minute))
 	defer cancel()
 	if s.dir, err = os.MkdirTemp("", "skep-launcher-"); err != nil {
 		return err
@@ -264,7 +271,7 @@ func (s *show) serve(ctx context.Context) error {
 
 // ready waits until ask has no error.
 func (s *show) ready(ctx context.Context, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := ask(ctx)
@@ -421,14 +428,18 @@ func (s *show) kill(ctx context.Context) error {
 		s.launcher.Wait()
 		return s.startLauncher()
 	}
-	return s.killOne(ctx)
+	s.killOne(ctx)
+	return nil
 }
 
-// killOne ends a container or its bot.
-func (s *show) killOne(ctx context.Context) error {
+// killOne ends a container or its bot, if the engine says which there are. One
+// that was just started again may not; who waits for the slots tells when it
+// never does.
+func (s *show) killOne(ctx context.Context) {
 	by, err := s.running(ctx)
 	if err != nil || len(by) == 0 {
-		return err
+		fmt.Printf("nothing to kill: %d containers, %v\n", len(by), err)
+		return
 	}
 	names := make([]string, 0, len(by))
 	for n := range by {
@@ -438,10 +449,11 @@ func (s *show) killOne(ctx context.Context) error {
 	name := names[s.rng.IntN(len(names))]
 	c, err := s.engine.Inspect(ctx, by[name].ID)
 	if skep.KindOf(err) == skep.NotFound || err == nil && c.PID == 0 {
-		return nil // it ended by itself
+		return // it ended by itself
 	}
 	if err != nil {
-		return err
+		fmt.Printf("nothing to kill: %v\n", err)
+		return
 	}
 	pid, what := c.PID, "container"
 	if s.rng.IntN(2) == 0 {
@@ -458,7 +470,6 @@ func (s *show) killOne(ctx context.Context) error {
 	s.killed[id] = append(s.killed[id], time.Now())
 	s.mu.Unlock()
 	_ = syscall.Kill(pid, syscall.SIGKILL)
-	return nil
 }
 
 // threads adds the children of a process's other threads.
@@ -624,9 +635,7 @@ func (s *show) passes(ctx context.Context) error {
 	clear(s.kills)
 	for range kills {
 		for range 1 + s.rng.IntN(3) {
-			if err := s.killOne(ctx); err != nil {
-				return err
-			}
+			s.killOne(ctx)
 		}
 		if err := repeat(slots); err != nil {
 			return err
@@ -739,7 +748,7 @@ func (s *show) clean() error {
 		s.launcher.Wait()
 	}
 	if s.dockerd != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 		defer cancel()
 		if err := s.ready(ctx, s.engine.Ping); err != nil { // else what it started cannot be ended
 			_ = s.dockerd.Kill()

@@ -21,9 +21,10 @@ import (
 )
 
 const (
-	patience  = 50 * time.Second // for a bot to refuse, run a task and leave
-	maxMemory = 160 << 20        // bytes resident at most, of a bot that was lied to
-	markName  = "mark"           // in the zip of a tattler: where to write that it ran
+	patience  = 5 * time.Minute // for all bots to refuse, run a task and leave
+	atOnce    = 4               // bots
+	maxMemory = 160 << 20       // bytes resident at most, of a bot that was lied to
+	markName  = "mark"          // in the zip of a tattler: where to write that it ran
 )
 
 // Main runs the demonstration and returns an exit code.
@@ -79,9 +80,22 @@ func run() error {
 		errs  = make([]error, len(lies))
 	)
 	fmt.Printf("%-52s %9s %9s  %s\n", "what the server hands out", "resident", "executed", "the bot says")
+	// All are written before the first starts: a child that is just being made has
+	// this process's open files for a moment, and a program that anybody has open
+	// for writing cannot be started.
+	servers := make([]*liar, len(lies))
+	for i, l := range lies {
+		if servers[i], err = l.prepare(exe); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		defer servers[i].close()
+	}
+	turns := make(chan struct{}, atOnce)
 	for i, l := range lies {
 		wg.Go(func() {
-			if errs[i] = l.tell(ctx, exe); errs[i] != nil {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			if errs[i] = l.tell(ctx, servers[i]); errs[i] != nil {
 				errs[i] = fmt.Errorf("%s: %w", l.name, errs[i])
 			}
 		})
@@ -99,20 +113,27 @@ func run() error {
 	return nil
 }
 
-// tell starts a bot against a server that lies, and judges what it did.
-func (l *lie) tell(ctx context.Context, exe []byte) (err error) {
+// prepare starts a server that lies and writes its bot.
+func (l *lie) prepare(exe []byte) (*liar, error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	s, err := serve(l)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer s.close()
-	path := filepath.Join(l.dir, "swarming_bot")
-	if err := compose(path, exe, s.url); err != nil {
-		return err
+	if err := compose(l.bot(), exe, s.url); err != nil {
+		s.close()
+		return nil, err
 	}
+	return s, nil
+}
+
+func (l *lie) bot() string { return filepath.Join(l.dir, "swarming_bot") }
+
+// tell starts the bot of a server that lies, and judges what it did.
+func (l *lie) tell(ctx context.Context, s *liar) (err error) {
+	path := l.bot()
 	before, err := code.Version(path)
 	if err != nil {
 		return err

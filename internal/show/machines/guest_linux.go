@@ -31,6 +31,7 @@ import (
 	"github.com/skepdev/skep/internal/bootstrap/unit"
 	"github.com/skepdev/skep/internal/proc"
 	"github.com/skepdev/skep/internal/servercert"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/internal/stage/metadata"
 	"github.com/skepdev/skep/provider/gce/gcesim"
@@ -78,7 +79,7 @@ func Guests() int {
 		seed := uint64(time.Now().UnixNano())
 		fmt.Printf("seed %d\n", seed)
 		g := &guests{dir: dir, kills: 150, rng: rand.New(rand.NewPCG(seed, 0))}
-		if os.Getenv("SKEP_SHOW") == "short" {
+		if form.Short() {
 			g.kills = 8
 		}
 		err = g.run(seed)
@@ -92,7 +93,7 @@ func Guests() int {
 }
 
 func (g *guests) run(seed uint64) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+time.Duration(g.kills)*4*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(5*time.Minute, 20*time.Minute)+time.Duration(g.kills)*4*time.Second)
 	defer cancel()
 	if err := os.Chmod(g.dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
 		return err
@@ -351,14 +352,15 @@ func (g *guests) become(ctx context.Context, v *guest) error {
 	}
 	g.proxy.set(faults)
 	atByte := 0
-	for range g.kills {
-		byByte := g.rng.IntN(3) > 0
+	for i := range g.kills {
+		// The first falls into a fetch that begins, so that one does for sure.
+		byByte := i == 0 || g.rng.IntN(3) > 0
 		if byByte { // it is to fetch something: all of it, or what it has not yet
 			if err := v.powerOff(); err != nil {
 				return err
 			}
 			_ = os.Remove(filepath.Join(v.dir, "b", "swarming_bot"))
-			if g.rng.IntN(2) == 0 {
+			if i == 0 || g.rng.IntN(2) == 0 {
 				_ = os.RemoveAll(filepath.Join(v.dir, "b.fetch"))
 			}
 		}
@@ -369,8 +371,12 @@ func (g *guests) become(ctx context.Context, v *guest) error {
 		kill := func() { _ = p.Kill() }
 		var timer *time.Timer
 		if byByte {
-			g.proxy.after(g.rng.Int64N(size.Size()), func() { atByte++; kill() })
-			timer = time.AfterFunc(6*time.Second, kill) // it may not come that far
+			at, limit := g.rng.Int64N(size.Size()), 6*time.Second // it may not come that far
+			if i == 0 {
+				at, limit = g.rng.Int64N(64<<10), patience
+			}
+			g.proxy.after(at, func() { atByte++; kill() })
+			timer = time.AfterFunc(limit, kill)
 		} else {
 			timer = time.AfterFunc(time.Duration(g.rng.IntN(600))*time.Millisecond, kill)
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/skepdev/skep/api/skeppb"
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/internal/stage/ownengine"
 	"github.com/skepdev/skep/provider"
@@ -52,7 +53,7 @@ func Lab() int {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		s := &lab{laptop: laptop{dir: dir, lifetime: 20 * time.Second, serves: "lab"}}
-		if os.Getenv("SKEP_SHOW") == "short" {
+		if form.Short() {
 			s.lifetime = 4 * time.Second
 		}
 		err = s.run()
@@ -66,7 +67,7 @@ func Lab() int {
 }
 
 func (s *lab) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+10*s.lifetime)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(5*time.Minute, 20*time.Minute)+10*s.lifetime)
 	defer cancel()
 	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
 		return err

@@ -20,6 +20,7 @@ import (
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
@@ -35,11 +36,11 @@ type laptop struct {
 }
 
 // firstBound is from the start of skep up to the end of a first task.
-const firstBound = 5 * time.Second
+var firstBound = form.Of(5*time.Second, 20*time.Second)
 
 // patience is how long a pool may take to be as declared, besides the tasks
 // that it finishes first.
-const patience = 30 * time.Second
+var patience = form.Of(30*time.Second, 2*time.Minute)
 
 // Laptop runs the demonstration and returns an exit code. SKEP_SHOW=short lets
 // machines live 8 s instead of 60 s.
@@ -48,7 +49,7 @@ func Laptop() int {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		s := &laptop{dir: dir, lifetime: time.Minute}
-		if os.Getenv("SKEP_SHOW") == "short" {
+		if form.Short() {
 			s.lifetime = 8 * time.Second
 		}
 		err = s.run()
@@ -62,7 +63,7 @@ func Laptop() int {
 }
 
 func (s *laptop) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+20*s.lifetime)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(5*time.Minute, 20*time.Minute)+20*s.lifetime)
 	defer cancel()
 	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
 		return err
@@ -115,7 +116,7 @@ func (s *laptop) run() (err error) {
 		}
 		fmt.Printf("%-20s converged after %v\n", step.name, time.Since(start).Round(100*time.Millisecond))
 	}
-	if os.Getenv("SKEP_SHOW") != "short" { // it takes minutes without work
+	if !form.Short() { // it takes minutes without work
 		if err := s.queue(ctx); err != nil {
 			return fmt.Errorf("a pool that follows the queue: %w\n%s", err, s.server.Log())
 		}
@@ -285,10 +286,18 @@ func (s *laptop) killServer(ctx context.Context) error {
 // victim is the bot of one machine, without a task: what kills a machine ends
 // its task too.
 func (s *laptop) victim(ctx context.Context) (id string, pid int, err error) {
-	s.load.pause()
+	s.load.pause() // whoever has a victim resumes it
+	defer func() {
+		if err != nil {
+			s.load.resume()
+		}
+	}()
 	alive, _, err := s.alive(ctx)
 	if err != nil {
 		return "", 0, err
+	}
+	if len(alive["demo"]) == 0 {
+		return "", 0, errors.New("no bot is alive")
 	}
 	id = alive["demo"][0]
 	b, err := os.ReadFile(filepath.Join(s.state(), "machines", id, "swarming.lck"))

@@ -3,11 +3,16 @@ package machines
 import (
 	"fmt"
 	"os"
+
+	"github.com/skepdev/skep/internal/show/form"
 )
 
 // Main runs a demonstration by its name.
 func Main(args []string) int {
 	if len(args) > 0 {
+		if args[0] != "worker" {
+			form.Say()
+		}
 		switch args[0] {
 		case "laptop":
 			return Laptop()

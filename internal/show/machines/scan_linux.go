@@ -16,6 +16,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/internal/show/chaos"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 	"github.com/skepdev/skep/provider"
 	"github.com/skepdev/skep/store"
@@ -27,7 +28,7 @@ import (
 // cloud is away: what it does not tell costs no machine.
 func (s *scale) scanned(ctx context.Context) (err error) {
 	const each = 1000
-	pools := of(s, 20, 100)
+	pools := form.Of(100, 20)
 	dir := filepath.Join(s.dir, "scanned")
 	if err := os.MkdirAll(filepath.Join(dir, "config"), 0o755); err != nil { //nolint:gosec // no secret
 		return err
@@ -59,7 +60,7 @@ func (s *scale) scanned(ctx context.Context) (err error) {
 
 // scans watches the looks of a provider at its records.
 func (s *scale) scans(ctx context.Context, total int) error {
-	look := of(s, 10*time.Second, 3*time.Minute) // one look a minute
+	look := form.Of(3*time.Minute, 10*time.Second) // one look a minute
 	cpu, begun := cpuOf(s.server.PID()), time.Now()
 	if err := sleep(ctx, look); err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/bot"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
@@ -82,7 +83,7 @@ func Main(args []string) int {
 }
 
 func (s *show) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(5*time.Minute, 15*time.Minute))
 	defer cancel()
 	if s.skep, err = filepath.Abs("bin/skep"); err != nil {
 		return err
@@ -290,7 +291,7 @@ func processes(home string) []int {
 }
 
 func (s *show) connected(ctx context.Context, id string) (*pb.BotInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, form.Of(20*time.Second, time.Minute))
 	defer cancel()
 	for {
 		b, err := s.api.GetBot(ctx, &pb.BotRequest{BotId: id})

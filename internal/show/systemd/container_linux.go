@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/skepdev/skep/internal/show/form"
 )
 
 // container is a Debian that systemd runs as process 1. It shares the network
@@ -23,8 +25,18 @@ type container struct {
 	log  string
 }
 
-// install makes a Debian in root.
+// install makes a Debian in root. It comes from the network, which gets a second
+// chance.
 func install(ctx context.Context, root string) error {
+	err := debootstrap(ctx, root)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	fmt.Println("once more:", err)
+	return errors.Join(os.RemoveAll(root), debootstrap(ctx, root))
+}
+
+func debootstrap(ctx context.Context, root string) error {
 	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,wget", "bookworm", root, "http://deb.debian.org/debian")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("debootstrap: %w\n%s", err, out[max(0, len(out)-2000):])
@@ -47,7 +59,7 @@ func boot(ctx context.Context, root, log string) (*container, error) {
 		return nil, err
 	}
 	last := errors.New("it has no process")
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(form.Of(time.Minute, 3*time.Minute)); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		if c.init == 0 {
 			c.init = initOf(c.cmd.Process.Pid)
 			continue

@@ -19,16 +19,19 @@ import (
 
 	pb "github.com/skepdev/skep/api/swarmingpb"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/fleet"
 )
 
 const (
-	unit      = "skep-bot.service"
-	botID     = "service-1"
-	botDir    = "/srv/skep-bot"
-	account   = "skepbot"
-	backBound = 10 * time.Second // from a kill -9 to a connected bot
+	unit    = "skep-bot.service"
+	botID   = "service-1"
+	botDir  = "/srv/skep-bot"
+	account = "skepbot"
 )
+
+// backBound is from a kill -9 to a connected bot.
+var backBound = form.Of(10*time.Second, 30*time.Second)
 
 type show struct {
 	dir, skep, url, admin string
@@ -56,7 +59,7 @@ func Main(args []string) int {
 }
 
 func (s *show) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(10*time.Minute, 30*time.Minute))
 	defer cancel()
 	if os.Geteuid() != 0 {
 		return errors.New("BLOCKED: a container with systemd needs root")
@@ -278,7 +281,7 @@ func (s *show) outOfMemory(ctx context.Context) error {
 			return err
 		}
 		go func() { // the task sleeps before it eats
-			for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(backBound); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 				for _, f := range all {
 					if data, _ := os.ReadFile(f); string(data) == "sh\x00-c\x00"+hungry+"\x00" {
@@ -353,7 +356,7 @@ func (s *show) terminated(ctx context.Context) error {
 	if _, err := s.api.TerminateBot(ctx, &pb.TerminateRequest{BotId: botID}); err != nil {
 		return err
 	}
-	for end := time.Now().Add(10 * time.Second); s.c.property(ctx, "ActiveState") != "inactive"; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(backBound); s.c.property(ctx, "ActiveState") != "inactive"; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			return errors.New("the unit did not end with its bot")
 		}
@@ -375,7 +378,7 @@ func (s *show) command(ctx context.Context, line string) *exec.Cmd {
 // task runs a line of shell; exit code -9 stands for any way to say that it was
 // killed.
 func (s *show) task(ctx context.Context, line, want string, code int) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 6*backBound)
 	defer cancel()
 	out, err := s.command(ctx, line).Output()
 	e, failed := errors.AsType[*exec.ExitError](err)
@@ -393,7 +396,7 @@ func (s *show) connected(ctx context.Context, session string) (*pb.BotInfo, erro
 }
 
 func (s *show) connectedAs(ctx context.Context, id, session string) (*pb.BotInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*backBound)
 	defer cancel()
 	for {
 		b, err := s.api.GetBot(ctx, &pb.BotRequest{BotId: id})

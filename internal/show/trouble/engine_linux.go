@@ -11,11 +11,12 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/host/launch"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/ownengine"
 )
 
 // seenBound is how long a launcher may take to see that its engine is back.
-const seenBound = 2 * time.Second
+var seenBound = form.Of(2*time.Second, 10*time.Second)
 
 // hostFlags are those of a launcher called name. Nothing of it reboots anything.
 func (s *show) hostFlags(name, engine, image string) []string {
@@ -31,7 +32,7 @@ func (s *show) host(name, socket, engine, image string) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, until(10*time.Second, "up", func() error { _, err := s.status(socket); return err })
+	return p, until(patience, "up", func() error { _, err := s.status(socket); return err })
 }
 
 func (s *show) status(socket string) (st launch.Status, err error) {
@@ -52,7 +53,7 @@ func (s *show) noEngine(ctx context.Context) error {
 		return err
 	}
 	s.waits("host run without an engine", p.cmd.Process.Pid)
-	err = until(10*time.Second, "told", func() error {
+	err = until(patience, "told", func() error {
 		st, err := s.status("host.sock")
 		if err == nil && !strings.Contains(st.Slots[0].Problem, "engine") && !strings.Contains(st.Slots[0].Problem, "docker") {
 			err = fmt.Errorf("slot 000 says %q", st.Slots[0].Problem)
@@ -101,7 +102,7 @@ func (s *show) brokenContainers(ctx context.Context) error {
 	}
 	s.waits("host run, --root takes nothing", p.cmd.Process.Pid)
 	for socket, want := range map[string]string{"missing.sock": "no such file", "absent.sock": "absent", "ro.sock": "read-only"} {
-		err := until(20*time.Second, "told", func() error {
+		err := until(patience, "told", func() error {
 			st, err := s.status(socket)
 			if err == nil && !strings.Contains(st.Slots[0].Problem+st.ImageNote, want) {
 				err = fmt.Errorf("%s: slot 000 says %q, the image %q", socket, st.Slots[0].Problem, st.ImageNote)
@@ -135,7 +136,7 @@ func (s *show) engineComes(ctx context.Context) error {
 	}
 	began := time.Now()
 	s.engines = append(s.engines, e)
-	err = until(10*time.Second, "seen", func() error {
+	err = until(patience, "seen", func() error {
 		st, err := s.status("host.sock")
 		if err == nil && st.Slots[0].Problem != "" {
 			err = errors.New(st.Slots[0].Problem)

