@@ -58,7 +58,11 @@ func startDocker(t *testing.T, flags ...string) string {
 		"--config-file", filepath.Join(dir, "daemon.json"), "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix://" + socket, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false",
 	}, flags)
-	if !ready(t, dir, args, log) && !ready(t, dir, args, log) { // it ends when its containerd had no turn for 15 s
+	up := false
+	for try := 0; !up && try < 2; try++ { // it ends when its containerd had no turn for 15 s
+		up = ready(t, dir, args, log)
+	}
+	if !up {
 		text, _ := os.ReadFile(log.Name())
 		need.Skip(t, "docker", "dockerd does not run here: "+string(text[max(0, len(text)-2000):]))
 	}
