@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,11 +81,11 @@ func show(dir string) (err error) {
 
 	// Output before, across and after the change of servers; 4 s are some turns
 	// of everything. It does not end before the servers have changed.
-	changed := filepath.Join(dir, "changed")
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // tasks run as another user
-		return err
-	}
-	cmd := exec.CommandContext(ctx, now, "run", "--", "sh", "-c", "echo before; for i in 1 2 3 4 5 6 7 8; do sleep 0.5; echo $i; done; while ! test -e '"+changed+"'; do sleep 0.1; done; echo after; exit 3")
+	changing, changed := context.WithCancel(ctx)
+	gate := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-changing.Done() }))
+	defer gate.Close()
+	defer changed()
+	cmd := exec.CommandContext(ctx, now, "run", "--", "sh", "-c", "echo before; for i in 1 2 3 4 5 6 7 8; do sleep 0.5; echo $i; done; curl -fsS '"+gate.URL+"'; echo after; exit 3")
 	cmd.Env = append(os.Environ(), "SKEP_SERVER="+server.URL)
 	var out, diag strings.Builder
 	seen := make(chan struct{})
@@ -104,9 +106,7 @@ func show(dir string) (err error) {
 	if server, err = fleet.Start(ctx, "", append([]string{now}, flags...)...); err != nil {
 		return err
 	}
-	if err := os.WriteFile(changed, nil, 0o644); err != nil { //nolint:gosec // for the task to see
-		return err
-	}
+	changed()
 	err = <-ended
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	const want = "before\n1\n2\n3\n4\n5\n6\n7\n8\nafter\n"
