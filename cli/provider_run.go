@@ -19,6 +19,7 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/client"
+	"github.com/skepdev/skep/internal/gcpace"
 	"github.com/skepdev/skep/internal/servercert"
 	"github.com/skepdev/skep/provider/machine"
 	"github.com/skepdev/skep/rollout"
@@ -254,6 +255,7 @@ func (p *providerProcess) run(ctx context.Context) error {
 	h := &http.Server{Handler: p.door.Handler(), ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.machines.Run(ctx) })
+	g.Go(func() error { gcpace.Run(ctx, 32<<20); return nil }) // many machines are within 100 MiB: promise P4
 	g.Go(func() error {
 		return p.config.run(ctx, func() {
 			if err := p.machines.follow(ctx); err != nil {

@@ -23,7 +23,7 @@ func (s *Scheduler) happened(bot skep.BotID) {
 // deleted forgets what is kept here of a bot.
 func (s *Scheduler) deleted(bot skep.BotID) {
 	s.fleet.drop(bot)
-	s.queues.rouse(bot) // one that is alive comes back at once
+	s.Wake(bot) // one that is alive comes back at once
 	s.o.Watch(bot)
 }
 

@@ -22,7 +22,7 @@ func TestChangesEndWaits(t *testing.T) {
 			}
 			return time.Since(begun)
 		}
-		for name, change := range map[string]func(){"rules": w.EndWaits, "orders": func() { w.Wake("b") }} {
+		for name, change := range map[string]func(){"rules": w.EndWaits, "orders": func() { w.Wake("b") }, "deletion": func() { w.deleted("b") }} {
 			old := w.Changes()
 			change()
 			if took := poll(old); took != 0 {

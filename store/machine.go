@@ -345,11 +345,12 @@ func (f *VMFilter) where() (where string, args []any) {
 		add("v.drained = $%d", bit(*f.Drained))
 	}
 	if f.Outdated != nil {
-		is := "NOT EXISTS"
+		is := "IN"
 		if *f.Outdated {
-			is = "EXISTS"
+			is = "NOT IN"
 		}
-		conds = append(conds, is+" (SELECT 1 FROM machine_pools p WHERE p.prefix = v.prefix AND p.shape <> v.shape)")
+		// The pools are read once, not for each machine.
+		conds = append(conds, "(v.prefix, v.shape) "+is+" (SELECT p.prefix, p.shape FROM machine_pools p)")
 	}
 	if !f.CreatedFrom.IsZero() {
 		add("v.created_us >= $%d", micros(f.CreatedFrom))

@@ -42,6 +42,7 @@ const (
 	newsPace    = 10 * time.Millisecond // between two messages of a process
 	newsAtOnce  = 10_000                // hints that wait to be told
 	newsMessage = 7000                  // bytes; PostgreSQL takes 8000
+	newsKey     = 1000                  // bytes of a Key: six times as many at most, escaped, fit into a message
 )
 
 // teller tells other processes of news, many in one message.
@@ -95,7 +96,7 @@ func (s *Store) Tell(n News) {
 		return
 	}
 	t.mu.Lock()
-	if len(t.news) < newsAtOnce {
+	if len(t.news) < newsAtOnce && len(n.Key) <= newsKey {
 		t.news[n] = true
 	} else {
 		t.news[News{Topic: newsLost}] = true
@@ -167,10 +168,10 @@ func (t *teller) send() error {
 	size := 0
 	for n := range news {
 		item, err := json.Marshal([2]string{string(n.Topic), n.Key})
-		if err != nil || len(item) > newsMessage/2 {
-			continue
+		if err != nil {
+			return err
 		}
-		if size+len(item) > newsMessage {
+		if size > 0 && size+len(item) > newsMessage {
 			if err := t.tell(ctx, items); err != nil {
 				return err
 			}

@@ -115,6 +115,15 @@ func TestTooMuchNews(t *testing.T) {
 	if err := <-e.missed; err != nil {
 		t.Error(err)
 	}
+	s.Tell(News{NewsBot, strings.Repeat("\x00", newsKey+1)})
+	if err := <-e.missed; err != nil {
+		t.Error(err)
+	}
+	longest := News{NewsBot, strings.Repeat("\x00", newsKey)}
+	s.Tell(longest)
+	if n := <-e.news; n != longest {
+		t.Errorf("of a long key it hears %q", n)
+	}
 	select {
 	case n := <-e.news:
 		t.Errorf("%v is told before it", n)

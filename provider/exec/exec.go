@@ -228,7 +228,7 @@ func (i *instance) noun(s provider.Scope) provider.Instance {
 // may have done what it was asked for.
 func (p *Provider) ask(ctx context.Context, q *question) (answer, error) {
 	q.Version = Version
-	text, err := json.Marshal(q)
+	text, err := line(q)
 	if err != nil {
 		return answer{}, &provider.Error{Class: provider.Invalid, Reason: "attributes", Text: err.Error()}
 	}
@@ -240,7 +240,7 @@ func (p *Provider) ask(ctx context.Context, q *question) (answer, error) {
 	own, cancel := context.WithTimeout(ctx, p.o.Timeout)
 	defer cancel()
 	res, err := proc.Run(own, proc.RunOptions{
-		Args: append(append([]string{}, p.o.Command...), q.Verb), Env: environment(q), Stdin: append(text, '\n'), MaxOutput: maxOutput,
+		Args: append(append([]string{}, p.o.Command...), q.Verb), Env: environment(q), Stdin: text, MaxOutput: maxOutput,
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, proc.ErrNotFound):
@@ -308,6 +308,16 @@ func (p *Provider) turn(ctx context.Context, name string) (release func(), err e
 	}
 }
 
+// line is v as JSON on one line, in which <, > and & stand for themselves: a
+// program in shell looks for what it is told.
+func line(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
+}
+
 // environment is what the program gets of ours, which may hold secrets of the
 // server, and the question's main parts for those that read no JSON.
 func environment(q *question) []string {
@@ -318,8 +328,8 @@ func environment(q *question) []string {
 		}
 	}
 	labels := "{}"
-	if text, err := json.Marshal(q.Labels); err == nil && q.Labels != nil {
-		labels = string(text)
+	if text, err := line(q.Labels); err == nil && q.Labels != nil {
+		labels = string(bytes.TrimSpace(text))
 	}
 	if q.Attributes != nil && len(q.Attributes.Pools) > 0 {
 		env = append(env, provider.EnvPools+"="+strings.Join(q.Attributes.Pools, ","))

@@ -193,7 +193,7 @@ func TestQuestion(t *testing.T) {
 	dir := t.TempDir()
 	p := script(t, `cat >`+dir+`/stdin; env >`+dir+`/env; echo '{"done":false}'`)
 	done, err := p.Create(t.Context(), provider.Order{
-		RequestID: "id", Name: "vm", Zone: "z", Server: "http://skep", Device: "dut", Labels: map[string]string{"a": "b"},
+		RequestID: "id", Name: "vm", Zone: "z", Server: "http://skep", Device: "dut", Labels: map[string]string{"a": "<b&c>"},
 		Attributes: provider.Attributes{Project: "p", Pools: []string{"ci", "lab"}, Extra: map[string]string{"rack": "3"}},
 	})
 	if done || err != nil {
@@ -203,7 +203,7 @@ func TestQuestion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"version":1,"verb":"create","request_id":"id","project":"p","zone":"z","name":"vm","labels":{"a":"b"},"attributes":{"project":"p","pools":["ci","lab"],"extra":{"rack":"3"}},"server":"http://skep","device":"dut"}` + "\n"
+	want := `{"version":1,"verb":"create","request_id":"id","project":"p","zone":"z","name":"vm","labels":{"a":"<b&c>"},"attributes":{"project":"p","pools":["ci","lab"],"extra":{"rack":"3"}},"server":"http://skep","device":"dut"}` + "\n"
 	if diff := cmp.Diff(want, string(in)); diff != "" {
 		t.Error(diff)
 	}
@@ -214,7 +214,7 @@ func TestQuestion(t *testing.T) {
 	if strings.Contains(string(env), "hush") {
 		t.Error("the program sees the server's environment")
 	}
-	for _, line := range []string{"SKEP_VERB=create", "SKEP_NAME=vm", "SKEP_REQUEST_ID=id", `SKEP_LABELS={"a":"b"}`, "SKEP_SERVER=http://skep", "SKEP_BOT_POOLS=ci,lab"} {
+	for _, line := range []string{"SKEP_VERB=create", "SKEP_NAME=vm", "SKEP_REQUEST_ID=id", `SKEP_LABELS={"a":"<b&c>"}`, "SKEP_SERVER=http://skep", "SKEP_BOT_POOLS=ci,lab"} {
 		if !strings.Contains("\n"+string(env), "\n"+line+"\n") {
 			t.Errorf("environment has no %s", line)
 		}

@@ -34,10 +34,11 @@ type scale struct {
 	cloud  *counted
 	crowd  *crowd
 	server *fleet.Fleet
+	at     string // where it listens
 	api    *client.Client
 }
 
-// The bounds. promises P1, P2, P4, P5.
+// The bounds. promises P1, P2, P4, P5, P28.
 const (
 	boundCalls    = 0.05 // of an API, by machine and minute
 	boundResident = 100 << 20
@@ -48,6 +49,7 @@ var (
 	boundMedian = form.Of(time.Second, 5*time.Second)
 	boundP99    = form.Of(5*time.Second, 25*time.Second)
 	boundScan   = form.Of(5*time.Second, 25*time.Second)
+	boundList   = form.Of(100*time.Millisecond, time.Second)
 	served      = form.Of(time.Minute, 3*time.Minute) // until what was asked for is there
 )
 
@@ -78,7 +80,7 @@ func (s *scale) run() (err error) {
 	if err := allowFiles(12_000); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context) error{s.many, s.isolated, s.scanned} {
+	for _, part := range []func(context.Context) error{s.many, s.isolated, s.scanned, s.listed} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -120,27 +122,36 @@ func (s *scale) up(ctx context.Context, name string, settings gcesim.Settings, p
 	if err := os.Setenv("SKEP_GCE_ENDPOINT", "http://"+l.Addr().String()); err != nil {
 		return nil, err
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	at := free.Addr().String()
-	if err := free.Close(); err != nil {
-		return nil, err
-	}
-	// The name is the one that machines are told; nothing here looks it up.
-	if s.server, err = fleet.Start(ctx, "", s.skep, "server", "--url", "https://skep.example.com", "--config", filepath.Join(dir, "config"), "--state-dir", filepath.Join(dir, "state"), "--listen", at); err != nil {
+	if err := s.serve(ctx, dir); err != nil {
 		return nil, errors.Join(err, srv.Close())
 	}
-	if s.api, err = client.New(client.Options{Server: "http://" + at}); err != nil {
-		return nil, err
-	}
-	s.crowd.serve("http://" + at)
+	s.crowd.serve(s.at)
 	return func() error {
 		err := s.crowd.end()
 		s.server.Kill() // its machines stay with the cloud, which ends too
 		return errors.Join(err, srv.Close(), os.RemoveAll(dir))
 	}, nil
+}
+
+// serve starts a server with what dir declares.
+func (s *scale) serve(ctx context.Context, dir string, args ...string) error {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	if err := free.Close(); err != nil {
+		return err
+	}
+	// The URL is the one that machines are told; nothing here looks its name up.
+	s.server, err = fleet.Start(ctx, "", append([]string{
+		s.skep, "server", "--url", "https://skep.example.com", "--config", filepath.Join(dir, "config"), "--state-dir", filepath.Join(dir, "state"), "--listen", free.Addr().String(),
+	}, args...)...)
+	if err != nil {
+		return err
+	}
+	s.at = "http://" + free.Addr().String()
+	s.api, err = client.New(client.Options{Server: s.at})
+	return err
 }
 
 // poolText is the entry of a pool.
