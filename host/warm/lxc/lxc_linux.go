@@ -141,6 +141,8 @@ func configure(s *warm.Spec) (string, error) {
 		fmt.Sprintf("lxc.idmap = g 0 %d %d", s.FirstID, s.IDs),
 		"lxc.init.cmd = " + filepath.Join(room.Dir, room.ProgramName) + " " + room.Word,
 		"lxc.mount.auto = proc:mixed sys:ro",
+		// LXC leaves this writable, and not all that is below it is of one network alone.
+		"lxc.mount.entry = /proc/sys/net proc/sys/net none bind,ro,nosuid,nodev,noexec 0 0",
 		"lxc.mount.entry = " + s.Run + " " + strings.TrimPrefix(room.Dir, "/") + " none bind,ro,nosuid,nodev,create=dir 0 0",
 		"lxc.mount.entry = shm dev/shm tmpfs nosuid,noexec,nodev,mode=1777,create=dir 0 0",
 		"lxc.mount.entry = mqueue dev/mqueue mqueue nosuid,noexec,nodev,create=dir 0 0",

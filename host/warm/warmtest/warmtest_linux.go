@@ -262,6 +262,10 @@ func Suite(t *testing.T, rt warm.Runtime) {
 	if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease, Task: true}, "id; echo x > /root-only 2>/dev/null || echo refused"); !strings.Contains(out, "uid=1000") || !strings.Contains(out, "refused") {
 		t.Errorf("a task in a room: %q", out)
 	}
+	// With a network of its own it is still not to touch its settings: some of them are the whole host's.
+	if out, _ := Shell(t, c, pool.Exec{Lease: r.Lease, Task: true}, "busybox unshare -Urn sh -c 'echo 64 > /proc/sys/net/core/somaxconn' 2>/dev/null && echo written || echo refused"); out != "refused\n" {
+		t.Errorf("a task that sets up a network of its own: %q", out)
+	}
 
 	// Nobody on the host: a process that is root in the room.
 	dir := t.TempDir()

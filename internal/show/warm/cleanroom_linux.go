@@ -114,8 +114,9 @@ var must = []string{
 }
 
 // never are places that no task in a room has; the kernel's keys are their
-// user's, who is the same in all rooms.
-var never = []string{"session keyring", "user keyring", "user session keyring", "process keyring", "thread keyring", "persistent keyring", "host name", "domain name", "mount", "route", "sysctl"}
+// user's, who is the same in all rooms, and some settings of a network, one's own
+// too, are the whole host's.
+var never = []string{"session keyring", "user keyring", "user session keyring", "process keyring", "thread keyring", "persistent keyring", "host name", "domain name", "mount", "route", "sysctl", "own namespaces' sysctl"}
 
 // nest is a fleet whose bot brings inputs to its tasks in one way.
 type nest struct {
