@@ -12,9 +12,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/skepdev/skep/internal/show/form"
 )
 
 // How long each target runs, unless SKEP_FUZZTIME says so.
@@ -49,11 +55,7 @@ func Main(args []string) int {
 type target struct{ pkg, name string }
 
 func show(patterns []string, only *regexp.Regexp) error {
-	each := longTime
-	if os.Getenv("SKEP_SHOW") == "short" {
-		each = shortTime
-	}
-	each = cmp.Or(os.Getenv("SKEP_FUZZTIME"), each)
+	each := cmp.Or(os.Getenv("SKEP_FUZZTIME"), form.Of(longTime, shortTime))
 	targets, err := find(patterns)
 	if err != nil {
 		return err
@@ -63,16 +65,27 @@ func show(patterns []string, only *regexp.Regexp) error {
 		return errors.New("there are no fuzz targets")
 	}
 	start := time.Now()
-	var failed []string
+	var (
+		g      errgroup.Group
+		mu     sync.Mutex
+		failed []string
+	)
+	g.SetLimit(form.Of(1, runtime.NumCPU())) // of a short run most is building
 	for _, t := range targets {
-		execs, err := run(t, each)
-		if err != nil {
-			failed = append(failed, t.pkg+"."+t.name)
-			fmt.Printf("FAIL  %-28s %s\n%s\n", t.name, t.pkg, err)
-			continue
-		}
-		fmt.Printf("ok    %-28s %s   %s\n", t.name, t.pkg, execs)
+		g.Go(func() error {
+			execs, err := run(t, each)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = append(failed, t.pkg+"."+t.name)
+				fmt.Printf("FAIL  %-28s %s\n%s\n", t.name, t.pkg, err)
+				return nil
+			}
+			fmt.Printf("ok    %-28s %s   %s\n", t.name, t.pkg, execs)
+			return nil
+		})
 	}
+	_ = g.Wait()
 	fmt.Printf("%d targets for %s each, %d failed, %v in all\n", len(targets), each, len(failed), time.Since(start).Round(time.Second))
 	if len(failed) > 0 {
 		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
@@ -138,8 +151,12 @@ func run(t target, each string) (execs string, err error) {
 	return "", err
 }
 
+// minimizeTime is how long Go may look for a smaller input as interesting as one
+// that it found. Its minute would be all the time that there is.
+const minimizeTime = "200ms"
+
 func fuzz(t target, each string) ([]byte, error) {
-	cmd := exec.Command("go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+each, t.pkg)
+	cmd := exec.Command("go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+each, "-fuzzminimizetime="+minimizeTime, t.pkg)
 	// What is tried are programs, not disks: a database in memory lets a target
 	// that writes be tried a hundred times as often.
 	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
@@ -148,12 +165,14 @@ func fuzz(t target, each string) ([]byte, error) {
 	return cmd.CombinedOutput()
 }
 
-// tried is what the last line but one says: the last one says 0/sec.
-func tried(out []byte) (execs string) {
+// tried is what the last line but one says: the last one says 0/sec. A busy
+// machine may need a short time for the inputs that it has.
+func tried(out []byte) string {
+	execs := ""
 	for _, e := range lastExecs.FindAll(out, -1) {
 		if !strings.Contains(string(e), "(0/sec)") || execs == "" {
 			execs = string(e)
 		}
 	}
-	return execs
+	return cmp.Or(execs, "no more than its known inputs")
 }
