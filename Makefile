@@ -10,8 +10,8 @@ BOT = -ldflags "-s -w"
 PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 
 # The race detector needs cgo, and that a C compiler.
-# The code of SQLite, translated from C, is not ours to check, and takes twice as long when it is.
-RACE := $(if $(shell command -v $$($(GO) env CC)),-race -gcflags=modernc.org/sqlite/lib=-race=false)
+# The code of SQLite, translated from C, and its C library are not ours to check, and take twice as long when they are.
+RACE := $(if $(shell command -v $$($(GO) env CC)),-race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false)
 
 # What `make dist` packs: hosts of the channel canary get the newest build, those of stable a pinned one. As Debian
 # writes versions.

@@ -150,7 +150,10 @@ func TestVMs(t *testing.T) {
 		}
 		yes := true
 		if err := s.Update(ctx, func(tx *Tx) error {
-			return tx.SaveMachinePool(&MachinePool{Prefix: "p", Config: json.RawMessage("{}"), Shape: "s"})
+			return errors.Join(
+				tx.SaveMachinePool(&MachinePool{Prefix: "p", Config: json.RawMessage("{}"), Shape: "s"}),
+				tx.SaveMachinePool(&MachinePool{Prefix: "q", Config: json.RawMessage("{}")}),
+			)
 		}); err != nil {
 			t.Fatal(err)
 		}
