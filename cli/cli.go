@@ -205,7 +205,7 @@ func group(name, short string) *cobra.Command {
 		Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageErrorf(cmd, "unknown command %q", args[0])
+				return fmt.Errorf("unknown command %q; %s --help lists the commands", args[0], cmd.CommandPath())
 			}
 			return cmd.Help()
 		},

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"google.golang.org/genproto/googleapis/rpc/code"
 
 	"github.com/skepdev/skep"
@@ -94,7 +95,10 @@ func isTransient(err error) bool {
 // hint says what the user can do about a failed call, "" when the error's own
 // text is all there is to say.
 func hint(err error) string {
+	_, database := errors.AsType[*pgconn.ConnectError](err)
 	switch {
+	case database:
+		return "; see that PostgreSQL is there, and that --db or SKEP_DB names it"
 	case prpc.Refused(err), errors.Is(err, syscall.ECONNREFUSED):
 		return "; start a server with skep up, or name another with --server or SKEP_SERVER"
 	case isUntrusted(err):

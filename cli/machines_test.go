@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/skepdev/skep"
+	"github.com/skepdev/skep/api/skeppb"
 	"github.com/skepdev/skep/provider"
 	"github.com/skepdev/skep/provider/machine"
 	"github.com/skepdev/skep/store"
@@ -152,6 +154,21 @@ func TestMachineSilence(t *testing.T) {
 			if got, err := f.patience(); got.Silence != tc.want || (err == nil) != (tc.want != 0) {
 				t.Errorf("%s %s: %v, %v", name, tc.args, got.Silence, err)
 			}
+		}
+	}
+}
+
+func TestPoolState(t *testing.T) {
+	for want, p := range map[string]*skeppb.MachinePool{
+		"ok":                                        {},
+		"drained, as many as wanted in about 1s":    {Held: true, ExpectedWait: durationpb.New(0)},
+		"as many as wanted in about 1m30s":          {ExpectedWait: durationpb.New(90 * time.Second)},
+		"removed, quota: none; left":                {Removed: true, Failure: &skeppb.MachineFailure{Class: "quota", Reason: "no", Text: "none\nleft"}},
+		"the server on lab1 is away":                {Away: true, Host: "lab1"},
+		"outdated ones are replaced, transient: no": {Replacing: true, Failure: &skeppb.MachineFailure{Class: "transient", Reason: "no"}},
+	} {
+		if got := poolState(p); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func newProviderStatusCommand(env *Env) *cobra.Command {
 				return err
 			}
 			if len(args) == 1 && len(st.Pools) == 0 {
-				return fmt.Errorf("no pool of machines: %s", args[0])
+				return noPool(args[0])
 			}
 			err = o.emit(env.Stdout, "table", func() (any, error) { return protoJSON(st) }, func(w *tableWriter) { providerTable(w, st) })
 			if err != nil {
@@ -77,6 +77,8 @@ func newProviderStatusCommand(env *Env) *cobra.Command {
 	conn.register(cmd)
 	return cmd
 }
+
+func noPool(prefix string) error { return fmt.Errorf("no pool of machines: %q", prefix) }
 
 func atMostOne(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -125,7 +127,7 @@ func poolState(p *skeppb.MachinePool) string {
 		words = append(words, "no room in "+z.Zone+" until "+z.Until.AsTime().Local().Format(time.TimeOnly))
 	}
 	if p.ExpectedWait != nil {
-		words = append(words, "as many as wanted in about "+p.ExpectedWait.AsDuration().String())
+		words = append(words, "as many as wanted in about "+max(p.ExpectedWait.AsDuration(), time.Second).String()) // 0 = less than a second
 	}
 	return cmp.Or(strings.Join(words, ", "), "ok")
 }
@@ -156,6 +158,15 @@ func newProviderVMsCommand(env *Env) *cobra.Command {
 				all.Instances = append(all.Instances, res.Instances...)
 				if token = res.NextPageToken; token == "" {
 					break
+				}
+			}
+			if all.Prefix != "" && len(all.Instances) == 0 {
+				st, err := f.MachineStatus(ctx, all.Prefix)
+				if err != nil {
+					return err
+				}
+				if len(st.Pools) == 0 {
+					return noPool(all.Prefix)
 				}
 			}
 			return o.emit(env.Stdout, "table", func() (any, error) { return protoJSON(all) }, func(w *tableWriter) {
@@ -237,7 +248,14 @@ func newProviderResizeCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			f.notef("pool %s aims for %s", args[0], counted(int(p.CurrentAmount), "machine"))
+			why := ""
+			switch {
+			case len(p.Duts) > 0:
+				why = ", one for each device"
+			case p.CurrentAmount != amount:
+				why = fmt.Sprintf(": %d is not within what is declared now", amount)
+			}
+			f.notef("pool %s aims for %s%s", args[0], counted(int(p.CurrentAmount), "machine"), why)
 			return nil
 		}),
 	}

@@ -42,7 +42,7 @@ func noSuchMachinePool(id string) error {
 // exists.
 func (s *Server) machinePool(ctx context.Context, id string) (*store.MachinePool, *provider.Config, error) {
 	p, err := s.store.MachinePool(ctx, id)
-	if skep.KindOf(err) == skep.NotFound && err != nil || err == nil && !p.Removed.IsZero() {
+	if skep.KindOf(err) == skep.NotFound && err != nil {
 		return nil, nil, noSuchMachinePool(id)
 	}
 	if err != nil {
@@ -54,6 +54,9 @@ func (s *Server) machinePool(ctx context.Context, id string) (*store.MachinePool
 	}
 	if !s.owns(ctx, c.Owners) {
 		return nil, nil, noSuchMachinePool(id)
+	}
+	if !p.Removed.IsZero() {
+		return nil, nil, skep.Errorf(skep.NotFound, "pool %s is removed: no vms.cfg declares it any more, and it is forgotten with its last machine", id)
 	}
 	return p, &c, nil
 }
@@ -495,6 +498,9 @@ func (s *Server) named(ctx context.Context, name string) (r *machine.Reconciler,
 	if err != nil {
 		if may := s.mustServer(ctx, permInspectMachines); may != nil {
 			return nil, "", nil, may
+		}
+		if skep.KindOf(err) == skep.NotFound {
+			err = skep.Errorf(skep.NotFound, "no such pool of machines, and no such machine: %.100q", name)
 		}
 		return nil, "", nil, err
 	}

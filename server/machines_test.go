@@ -171,6 +171,29 @@ func TestUpdateMachinePool(t *testing.T) {
 	}
 }
 
+// A name that is none, and one of a pool that was given up, are told apart by
+// whoever steers it; others do not learn that there was a pool.
+func TestSteeringWhatIsNotThere(t *testing.T) {
+	f, admin, ann, bob := pools(t)
+	if err := f.server.o.Machines.Import(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ token, name, want string }{
+		{admin, "p", "pool p is removed"},
+		{ann, "p", "pool p is removed"},
+		{bob, "p", "no such pool of machines, or it is not yours"},
+		{admin, "nobody", `no such pool of machines, and no such machine: "nobody"`},
+		{bob, "nobody", `no such pool of machines, and no such machine: "nobody"`},
+	} {
+		if _, err := f.as(tc.token).DrainMachine(t.Context(), tc.name); skep.KindOf(err) != skep.NotFound || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+	if _, err := f.as(admin).GetMachinePool(t.Context(), "p"); skep.KindOf(err) != skep.NotFound {
+		t.Errorf("a pool that was given up is shown: %v", err)
+	}
+}
+
 // One existing client writes the mask as an object, with the names of the fields.
 func TestMaskAsAnObject(t *testing.T) {
 	f, admin, _, _ := pools(t)

@@ -554,9 +554,15 @@ func (r *Reconciler) RunStep(ctx context.Context, step Step, id string) (Did, er
 	case Audit:
 		f := append(strings.Split(id, "/"), "", "")
 		done, err := r.auditPlace(ctx, f[0], f[1], f[2])
+		if err == nil && !done {
+			return Did{Text: fmt.Sprintf("nothing to do: %.100q is no KIND/PROJECT/ZONE that is looked at here", id)}, nil
+		}
 		return Did{Done: done}, err
 	case CreateVM:
 		done, err := r.createVM(ctx, id)
+		if err == nil && !done {
+			return Did{Text: fmt.Sprintf("nothing to do: no pool lacks a machine %.100q", id)}, nil
+		}
 		return Did{Done: done}, err
 	case DrainVM:
 		v, err := r.store.VM(ctx, id)
