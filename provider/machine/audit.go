@@ -312,7 +312,15 @@ func (r *Reconciler) plug(ctx context.Context, cloud provider.Provider, every ti
 	}
 	r.o.Log.WarnContext(ctx, "an instance without a record is taken away", "bot", in.Ref.Name, "machine", in.Labels[provider.LabelVM])
 	generation, _ := strconv.ParseInt(in.Labels[provider.LabelGeneration], 10, 64)
-	if _, err := cloud.Delete(ctx, in.Ref, requestID("plug", in.Ref.Name, generation)); err != nil && provider.ClassOf(err) != provider.NotFound {
+	what := "plug"
+	if !l.failed.IsZero() {
+		what += "-" + strconv.FormatInt(l.failed.UnixMicro(), 36)
+	}
+	_, err = cloud.Delete(ctx, in.Ref, requestID(what, in.Ref.Name, generation))
+	if e, ok := errors.AsType[*provider.Error](err); ok && e.Code == 200 {
+		l.failed = r.o.Now()
+	}
+	if err != nil && provider.ClassOf(err) != provider.NotFound {
 		return err
 	}
 	return nil
@@ -327,8 +335,9 @@ func onlyOther(err error) error {
 
 // leak is what is remembered of an instance without a record between audits.
 type leak struct {
-	since time.Time // it was seen first
-	asked time.Time // its bot was asked to end
+	since  time.Time // it was seen first
+	asked  time.Time // its bot was asked to end
+	failed time.Time // the last operation did, and says so for ever: the next is another one
 }
 
 // occupied says that an instance without a record has a bot at work, which is

@@ -99,6 +99,31 @@ func TestAuditReadsAStaleList(t *testing.T) {
 	})
 }
 
+// An operation that failed is told for as long as its request id is known: what
+// asks for the leak to go after that is another one.
+func TestLeakWhoseDeleteFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.declare(fixed("a", 1))
+		failed := 0
+		w.fail = func(call, name, _ string) error {
+			if call == "delete" && name == "old-1-left" && failed == 0 {
+				failed++
+				return &provider.Error{Class: provider.Transient, Code: 200, Reason: "INTERNAL_ERROR"}
+			}
+			return nil
+		}
+		stop := w.run()
+		defer stop()
+		time.Sleep(10 * time.Minute)
+		w.leak("old-1-left", "old-1", 1, "u/left")
+		time.Sleep(10 * time.Minute)
+		if failed != 1 || w.has("old-1-left") {
+			t.Errorf("%d deletes failed; instances %v", failed, w.names())
+		}
+	})
+}
+
 // A place that nobody declares any more, in which nothing is, is not looked at
 // for ever, also when it is no place any more.
 func TestEmptyPlacesAreForgotten(t *testing.T) {
