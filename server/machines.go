@@ -373,6 +373,7 @@ func machineFilter(text string) (f store.VMFilter, err error) {
 	if len(text) > 1000 {
 		return f, skep.Invalidf("filter", "has %d bytes, want 1000 at most", len(text))
 	}
+	seen := map[string]bool{}
 	for term := range strings.SplitSeq(text, " AND ") {
 		term = strings.TrimSpace(term)
 		i := strings.IndexAny(term, "=<>")
@@ -385,6 +386,13 @@ func machineFilter(text string) (f store.VMFilter, err error) {
 			op = ">="
 		}
 		value = strings.Trim(strings.TrimSpace(value[len(op):]), `"`)
+		if strings.ContainsAny(value, " \t=<>") { // no name has these: nothing would be found, and nobody would know why
+			return f, skep.Invalidf("filter", "%.100q is no single condition; join conditions by AND, in capitals", term)
+		}
+		if seen[field+op] {
+			return f, skep.Invalidf("filter", "%s%s is there twice; only one counts", field, op)
+		}
+		seen[field+op] = true
 		switch {
 		case field == "disks.image" && op == "=" && value != "":
 			f.Image = value
