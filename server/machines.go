@@ -127,6 +127,9 @@ func (s *Server) listMachinePools(ctx context.Context, req *providerpb.ListReque
 			for k := range c.Attributes.Metadata {
 				c.Attributes.Metadata[k].Value = ""
 			}
+			for k := range c.Attributes.Extra {
+				c.Attributes.Extra[k] = ""
+			}
 		}
 		out.Configs = append(out.Configs, machinePoolPB(&pools[i], &c))
 	}
@@ -437,6 +440,9 @@ func (s *Server) deleteMachine(ctx context.Context, req *instancespb.DeleteReque
 		return nil, err
 	}
 	r, err := s.steered(ctx, v.Prefix)
+	if skep.KindOf(err) == skep.NotFound && err != nil && s.may(ctx).server(permSteerMachines) {
+		return &emptypb.Empty{}, nil // its pool was taken out, and it goes
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -523,8 +523,8 @@ func (r *Reconciler) createVM(ctx context.Context, id string) (done bool, err er
 
 // Resize changes how many machines a pool aims for, and which devices it has; a
 // nil is left as it is. Both or none. The amount is clamped to what is allowed
-// now; with devices it is their number. A pool that follows the queue takes no
-// amount. spec §12, promise P18.
+// now; with devices it is their number, and no other is taken for it. A pool
+// that follows the queue takes no amount. spec §12, promise P18.
 func (r *Reconciler) Resize(ctx context.Context, prefix string, amount *int, duts []string) (*store.MachinePool, error) {
 	if err := checkDevices(duts); err != nil {
 		return nil, err
@@ -545,6 +545,8 @@ func (r *Reconciler) Resize(ctx context.Context, prefix string, amount *int, dut
 			p.Duts = slices.Compact(slices.Sorted(slices.Values(duts)))
 		}
 		switch {
+		case len(p.Duts) > 0 && duts == nil && amount != nil && *amount != len(p.Duts):
+			return skep.Errorf(skep.Precondition, "pool %s has a machine for each of its %d devices; change config.duts instead: an amount counts once there are none", prefix, len(p.Duts))
 		case len(p.Duts) > 0:
 			p.Amount = len(p.Duts)
 		case amount != nil && r.follows(&c):
