@@ -195,7 +195,7 @@ func (r *Reconciler) expansion(ctx context.Context, from reader, p *store.Machin
 	e.ready = p.Replacing && !anyOutdated(p, vms)
 	aim := *p
 	aim.Amount = e.amount
-	e.change, e.stale = PoolChange(&aim, vms, rulesOf(p, c, now)), outlived(p, vms)
+	e.change, e.stale = PoolChange(&aim, vms, r.rulesOf(p, c, now)), outlived(p, vms)
 	return e, nil
 }
 
@@ -420,12 +420,12 @@ func configOf(p *store.MachinePool) (*provider.Config, error) {
 }
 
 // rulesOf are the rules for the machines of a pool now.
-func rulesOf(p *store.MachinePool, c *provider.Config, now time.Time) Rules {
+func (r *Reconciler) rulesOf(p *store.MachinePool, c *provider.Config, now time.Time) Rules {
 	rules := Rules{MaxReplacing: c.MaxReplacing}
 	if p.Replacing {
 		rules.MaxReplacing = max(rules.MaxReplacing, 1)
 	}
-	if c.Demand != nil {
+	if r.follows(c) {
 		rules.ByQueue, rules.Most, rules.Stopped = true, most(c, now), c.Demand.Stopped
 	}
 	return rules
@@ -499,7 +499,7 @@ func (r *Reconciler) createVM(ctx context.Context, id string) (done bool, err er
 			if err := json.Unmarshal(p.Config, &c); err != nil {
 				return err
 			}
-			for _, s := range PoolChange(p, vms, rulesOf(p, &c, tx.Now)).Add {
+			for _, s := range PoolChange(p, vms, r.rulesOf(p, &c, tx.Now)).Add {
 				if vmID(prefix, s.Index, s.Dut) != id {
 					continue
 				}

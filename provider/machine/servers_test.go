@@ -655,3 +655,25 @@ func TestForeignLeak(t *testing.T) {
 		}
 	})
 }
+
+// The queue here says nothing of a pool whose bots are another server's: its
+// size is that of its amount, and none of its machines is stopped and kept.
+func TestForeignPoolDoesNotFollowTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAway(t)
+		w := a.w
+		c := foreignPool("a", 3)
+		c.Demand = &provider.Demand{Dimensions: map[string][]string{"pool": {"ci"}}, TargetWait: time.Minute, Stopped: 2}
+		w.declare(c)
+		stop := w.run()
+		defer stop()
+		time.Sleep(2 * time.Minute)
+		c.Amount = provider.Amount{Min: 1, Max: 1}
+		w.declare(c)
+		time.Sleep(10 * time.Minute)
+		if err := a.check(map[string]int{"a": 1}); err != nil {
+			t.Error(err)
+		}
+		w.wantStates("a", map[State]int{Serving: 1})
+	})
+}
