@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"slices"
 	"strconv"
 	"testing"
@@ -122,6 +123,24 @@ func TestLeakWhoseDeleteFails(t *testing.T) {
 			t.Errorf("%d deletes failed; instances %v", failed, w.names())
 		}
 	})
+}
+
+// A place is asked by the command that its pool has, whatever its words hold.
+func TestPlaceOfACommand(t *testing.T) {
+	for _, words := range [][]string{nil, {"/srv/boards"}, {"/srv/boards", "", "a b"}, {"/bin/sh", "-c", "echo 1\necho 2"}} {
+		c := provider.Config{Kind: "exec", Attributes: provider.Attributes{Command: words}}
+		attributes, err := json.Marshal(c.Attributes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := readPlace(placesOf(&c, "")[0].key())
+		if got := p.command(); err != nil || !slices.Equal(got, words) {
+			t.Errorf("%q became %q, %v", words, got, err)
+		}
+		if !p.has(&store.VM{Kind: "exec", Attributes: attributes}) {
+			t.Errorf("%q: a machine of the pool is not in its place", words)
+		}
+	}
 }
 
 // A place that nobody declares any more, in which nothing is, is not looked at
