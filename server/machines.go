@@ -510,6 +510,9 @@ func (s *Server) named(ctx context.Context, name string) (r *machine.Reconciler,
 		if may := s.mustServer(ctx, permInspectMachines); may != nil {
 			return nil, "", nil, may
 		}
+		if skep.KindOf(err) == skep.NotFound {
+			err = skep.Errorf(skep.NotFound, "neither a pool of machines nor a machine: %.100q", name)
+		}
 		return nil, "", nil, err
 	}
 	r, err = s.steered(ctx, v.Prefix)

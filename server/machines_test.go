@@ -257,6 +257,15 @@ func TestDeleteMachineOfARemovedPool(t *testing.T) {
 	}
 }
 
+// Who misspells a pool is not told that there is no such machine.
+func TestNeitherPoolNorMachine(t *testing.T) {
+	f, admin, _, _ := pools(t)
+	_, err := f.as(admin).UndrainMachine(t.Context(), "lunix")
+	if skep.KindOf(err) != skep.NotFound || !strings.Contains(err.Error(), `neither a pool of machines nor a machine: "lunix"`) {
+		t.Errorf("%v", err)
+	}
+}
+
 // The names of the machines of devices are as short as those of others.
 func TestLongDeviceNames(t *testing.T) {
 	f, admin, _, _ := pools(t)
