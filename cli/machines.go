@@ -377,12 +377,15 @@ func (c *fleetConfig) quotaProjects() (out []machine.Project) {
 	return out
 }
 
-// mayCome reports whether some pool of machines that follows the queue would
-// have a machine made for a task with these demands.
-func mayCome(pools []provider.Config, demands skep.Constraints) bool {
+// mayCome reports whether some pool of machines that follows the queue of the
+// server with these URLs would have a machine made for a task with these
+// demands.
+func mayCome(pools []provider.Config, urls []string, demands skep.Constraints) bool {
 	return slices.ContainsFunc(pools, func(c provider.Config) bool {
 		some := func(w provider.Window) bool { return w.Max > 0 }
-		return c.Demand != nil && demands.Match(c.Demand.Dimensions) && (c.Amount.Max > 0 || slices.ContainsFunc(c.Amount.Windows, some))
+		here := func(url string) bool { return machine.ServerURL(url) == machine.ServerURL(c.Swarming) }
+		return c.Demand != nil && (c.Swarming == "" || slices.ContainsFunc(urls, here)) &&
+			demands.Match(c.Demand.Dimensions) && (c.Amount.Max > 0 || slices.ContainsFunc(c.Amount.Windows, some))
 	})
 }
 

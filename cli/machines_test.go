@@ -117,12 +117,14 @@ func TestMayCome(t *testing.T) {
 		want bool
 	}{
 		"it does":                     {provider.Config{Demand: linux, Amount: provider.Amount{Max: 1}}, true},
+		"its bots are this server's":  {provider.Config{Demand: linux, Amount: provider.Amount{Max: 1}, Swarming: "skep.example.com"}, true},
+		"its bots are another's":      {provider.Config{Demand: linux, Amount: provider.Amount{Max: 1}, Swarming: "other.example.com"}, false},
 		"in a window":                 {provider.Config{Demand: linux, Amount: provider.Amount{Windows: []provider.Window{{Max: 1}}}}, true},
 		"it may have no machine":      {provider.Config{Demand: linux}, false},
 		"it does not follow":          {provider.Config{Amount: provider.Amount{Max: 1}}, false},
 		"its machines are other ones": {provider.Config{Demand: &provider.Demand{Dimensions: map[string][]string{"os": {"Mac"}}}, Amount: provider.Amount{Max: 1}}, false},
 	} {
-		if got := mayCome([]provider.Config{tc.pool}, demands); got != tc.want {
+		if got := mayCome([]provider.Config{tc.pool}, []string{"http://127.0.0.1:8900", "https://skep.example.com"}, demands); got != tc.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

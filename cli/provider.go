@@ -97,7 +97,7 @@ func providerTable(w *tableWriter, st *skeppb.StatusResponse) {
 	}
 	for _, a := range st.Audits {
 		if a.Leaks > 0 {
-			w.row(fmt.Sprintf("%s %s %s: %d instances without a record were taken away", a.Kind, a.Project, a.Zone, a.Leaks))
+			w.row(fmt.Sprintf("%s %s %s: %s without a record at the last look, to go when no bot works there", a.Kind, a.Project, a.Zone, counted(int(a.Leaks), "instance")))
 		}
 	}
 }

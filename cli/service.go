@@ -85,7 +85,7 @@ func openService(ctx context.Context, env *Env, flags *serverFlags, reboot strin
 	if s.config != nil {
 		so.BotDeath = func() time.Duration { return s.config.store.Snapshot().Settings().BotDeath }
 		so.BotLife = func() time.Duration { return s.config.store.Snapshot().Settings().RemoveDeadBots }
-		so.MayCome = func(c skep.Constraints) bool { return mayCome(s.config.store.Snapshot().Machines(), c) }
+		so.MayCome = func(c skep.Constraints) bool { return mayCome(s.config.store.Snapshot().Machines(), s.door.urls, c) }
 	}
 	s.sched = scheduler.New(s.store, so)
 	if err := s.sched.Load(ctx); err != nil {

@@ -130,6 +130,9 @@ func (s *Server) listMachinePools(ctx context.Context, req *providerpb.ListReque
 			for k := range c.Attributes.Metadata {
 				c.Attributes.Metadata[k].Value = ""
 			}
+			for k := range c.Attributes.Extra {
+				c.Attributes.Extra[k] = ""
+			}
 		}
 		out.Configs = append(out.Configs, machinePoolPB(&pools[i], &c))
 	}
@@ -376,6 +379,7 @@ func machineFilter(text string) (f store.VMFilter, err error) {
 	if len(text) > 1000 {
 		return f, skep.Invalidf("filter", "has %d bytes, want 1000 at most", len(text))
 	}
+	seen := map[string]bool{}
 	for term := range strings.SplitSeq(text, " AND ") {
 		term = strings.TrimSpace(term)
 		i := strings.IndexAny(term, "=<>")
@@ -388,6 +392,13 @@ func machineFilter(text string) (f store.VMFilter, err error) {
 			op = ">="
 		}
 		value = strings.Trim(strings.TrimSpace(value[len(op):]), `"`)
+		if strings.ContainsAny(value, " \t=<>") { // no name has these: nothing would be found, and nobody would know why
+			return f, skep.Invalidf("filter", "%.100q is no single condition; join conditions by AND, in capitals", term)
+		}
+		if seen[field+op] {
+			return f, skep.Invalidf("filter", "%s%s is there twice; only one counts", field, op)
+		}
+		seen[field+op] = true
 		switch {
 		case field == "disks.image" && op == "=" && value != "":
 			f.Image = value
@@ -432,6 +443,9 @@ func (s *Server) deleteMachine(ctx context.Context, req *instancespb.DeleteReque
 		return nil, err
 	}
 	r, err := s.steered(ctx, v.Prefix)
+	if skep.KindOf(err) == skep.NotFound && err != nil && s.may(ctx).server(permSteerMachines) {
+		return &emptypb.Empty{}, nil // its pool was taken out, and it goes
+	}
 	if err != nil {
 		return nil, err
 	}

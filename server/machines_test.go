@@ -156,11 +156,13 @@ func TestUpdateMachinePool(t *testing.T) {
 		{"a negative amount", -1, nil, []string{"config.current_amount"}, "is negative"},
 		{"devices", 0, []string{"a", "b", "c"}, []string{"config.duts"}, "3 3"},
 		{"a device without a name", 0, []string{""}, []string{"config.duts"}, "has 0 bytes"},
+		{"an amount beside devices", 5, nil, []string{"config.current_amount"}, "a machine for each of its 3 devices"},
+		{"as many as there are devices", 3, nil, []string{"config.current_amount"}, "3 3"},
 		{"both", 3, nil, []string{"config.current_amount", "config.duts"}, "3 0"},
 	} {
 		got, err := update(tc.amount, tc.duts, tc.paths...)
 		if err != nil {
-			if !strings.Contains(err.Error(), tc.want) || skep.KindOf(err) != skep.Invalid {
+			if kind := skep.KindOf(err); !strings.Contains(err.Error(), tc.want) || kind != skep.Invalid && kind != skep.Precondition {
 				t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 			}
 			continue
@@ -257,6 +259,36 @@ func TestResizeWithDemand(t *testing.T) {
 	}
 }
 
+// A machine of a pool that was taken out goes anyway: to say so is no mistake.
+func TestDeleteMachineOfARemovedPool(t *testing.T) {
+	f, admin, ann, _ := pools(t)
+	if err := f.store.Update(t.Context(), func(tx *store.Tx) error {
+		p, err := tx.LockMachinePool("p")
+		if err != nil {
+			return err
+		}
+		p.Removed = tx.Now
+		return tx.SaveMachinePool(p)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.as(admin).DeleteMachine(t.Context(), &instancespb.DeleteRequest{Id: "p-0"}); err != nil {
+		t.Errorf("admin: %v", err)
+	}
+	if err := f.as(ann).DeleteMachine(t.Context(), &instancespb.DeleteRequest{Id: "p-0"}); skep.KindOf(err) != skep.NotFound {
+		t.Errorf("its owner until then: %v", err)
+	}
+}
+
+// Who misspells a pool is not told that there is no such machine.
+func TestNeitherPoolNorMachine(t *testing.T) {
+	f, admin, _, _ := pools(t)
+	_, err := f.as(admin).UndrainMachine(t.Context(), "lunix")
+	if skep.KindOf(err) != skep.NotFound || !strings.Contains(err.Error(), `no such pool of machines, and no such machine: "lunix"`) {
+		t.Errorf("%v", err)
+	}
+}
+
 // The names of the machines of devices are as short as those of others.
 func TestLongDeviceNames(t *testing.T) {
 	f, admin, _, _ := pools(t)
@@ -304,7 +336,8 @@ func TestListMachines(t *testing.T) {
 			t.Errorf("%q: %d machines, %v, want %d", filter, len(res.GetInstances()), err, want)
 		}
 	}
-	for _, bad := range []string{"x", "instances.drained=perhaps", "instances.created>=yesterday", "instances.zone>=a", "instances.zone="} {
+	for _, bad := range []string{"x", "instances.drained=perhaps", "instances.created>=yesterday", "instances.zone>=a", "instances.zone=",
+		"instances.zone=z and instances.drained=false", "zone=z, drained=false", "zone==z", "zone=y AND zone=z", "drained=true AND instances.drained=false"} {
 		if _, err := c.ListMachines(t.Context(), &instancespb.ListRequest{Filter: bad}); skep.KindOf(err) != skep.Invalid {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -335,6 +368,28 @@ func TestMetadataIsItsOwners(t *testing.T) {
 			if m := res.Configs[i].Attributes.Metadata; len(m) != 1 || m[0].GetFromText() != want {
 				t.Errorf("%s sees of %s: %v, want %q", c.who, res.Configs[i].Prefix, m, want)
 			}
+		}
+	}
+}
+
+// So it is with what a program of kind exec is handed.
+func TestExtraIsItsOwners(t *testing.T) {
+	f, admin, ann, bob := pools(t)
+	c := provider.Config{
+		Prefix: "e", Kind: "exec", Amount: provider.Amount{Max: 1}, Lifetime: time.Hour, Owners: []string{"user:ann"},
+		Attributes: provider.Attributes{Command: []string{"/srv/boards"}, Extra: map[string]string{"key": "hunter2"}},
+	}
+	if err := f.server.o.Machines.Import(t.Context(), []provider.Config{c}, []string{"p", "q"}); err != nil {
+		t.Fatal(err)
+	}
+	for who, token := range map[string]string{"admin": admin, "ann": ann, "bob": bob} {
+		res, err := f.as(token).ListMachinePools(t.Context(), &providerpb.ListRequest{})
+		if err != nil || len(res.Configs) != 3 {
+			t.Fatalf("%s: %v, %v", who, res, err)
+		}
+		extra := res.Configs[0].GetProvider().GetExec().GetExtra()
+		if value, there := extra["key"]; !there || value != map[bool]string{true: "hunter2"}[who != "bob"] {
+			t.Errorf("%s sees %v", who, extra)
 		}
 	}
 }

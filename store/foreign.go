@@ -9,12 +9,12 @@ import (
 // SaveForeignBot notes what the server of a machine's bot said of it when it
 // was asked at b.Heard; not over what it said later.
 func (tx *Tx) SaveForeignBot(server, id string, b VMBot) error {
-	err := tx.write(`INSERT INTO foreign_bots (server, id, known, first_seen_us, last_seen_us, dead, terminated, task, heard_us)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+	err := tx.write(`INSERT INTO foreign_bots (server, id, known, first_seen_us, last_seen_us, dead, terminated, task, heard_us, ill)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (server, id) DO UPDATE SET known = excluded.known, first_seen_us = excluded.first_seen_us, last_seen_us = excluded.last_seen_us,
-			dead = excluded.dead, terminated = excluded.terminated, task = excluded.task, heard_us = excluded.heard_us
+			dead = excluded.dead, terminated = excluded.terminated, task = excluded.task, heard_us = excluded.heard_us, ill = excluded.ill
 		WHERE foreign_bots.heard_us <= excluded.heard_us`,
-		server, id, bit(b.Known), micros(b.FirstSeen), micros(b.LastSeen), bit(b.Dead), bit(b.Terminated), b.Task, micros(b.Heard))
+		server, id, bit(b.Known), micros(b.FirstSeen), micros(b.LastSeen), bit(b.Dead), bit(b.Terminated), b.Task, micros(b.Heard), bit(b.Ill))
 	if err != nil {
 		return fmt.Errorf("store bot %s of %s: %w", id, server, err)
 	}

@@ -25,7 +25,7 @@ func TestForeignBots(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		bot := VMBot{Known: true, FirstSeen: at(10), LastSeen: at(20), Dead: true, Terminated: true, Task: 0x7770, Heard: at(30)}
+		bot := VMBot{Known: true, FirstSeen: at(10), LastSeen: at(20), Dead: true, Terminated: true, Ill: true, Task: 0x7770, Heard: at(30)}
 		update(func(tx *Tx) error {
 			for _, v := range []*VM{vm("a", ""), vm("b", server), vm("c", server)} {
 				if err := tx.SaveVM(v); err != nil {

@@ -230,7 +230,7 @@ func (r reads) vmColumns(ctx context.Context, columns, where string, args ...any
 	rows, err := r.q.query(ctx, `SELECT `+columns+`, CASE WHEN b.id IS NULL THEN COALESCE(f.known, 0) ELSE 1 END,
 		COALESCE(b.first_seen_us, f.first_seen_us, 0), COALESCE(b.last_seen_us, f.last_seen_us, 0),
 		COALESCE(b.dead, f.dead, 0), COALESCE(b.terminated, f.terminated, 0),
-		CASE WHEN b.quarantined <> '' OR b.maintenance <> '' THEN 1 ELSE 0 END, COALESCE(b.task, f.task, 0), COALESCE(f.heard_us, 0), COALESCE(o.since_us, 0),
+		CASE WHEN b.quarantined <> '' OR b.maintenance <> '' THEN 1 ELSE COALESCE(f.ill, 0) END, COALESCE(b.task, f.task, 0), COALESCE(f.heard_us, 0), COALESCE(o.since_us, 0),
 		CASE WHEN v.asked_task <> 0 AND v.server = '' AND EXISTS (SELECT 1 FROM tasks t WHERE t.id = v.asked_task AND t.state NOT IN (16, 32)) THEN 1 ELSE 0 END
 		FROM vms v LEFT JOIN bots b ON b.id = v.hostname AND v.server = ''
 		LEFT JOIN foreign_bots f ON f.server = v.server AND f.id = v.hostname LEFT JOIN foreign_servers o ON o.server = v.server `+where, args...)

@@ -23,7 +23,7 @@ const auditLease = "(audit)"
 // place is where a cloud lists instances.
 type place struct {
 	Kind, Project, Zone string
-	Command             string `json:",omitempty"` // of kind exec, its words a line each
+	Command             string `json:",omitempty"` // of kind exec, see commandText
 	Home                string `json:",omitempty"` // the only server that reaches it; "" = any does
 }
 
@@ -40,9 +40,26 @@ func readPlace(text string) (p place, err error) {
 	return p, err
 }
 
-func (p place) command() []string {
-	if p.Command == "" {
+// commandText writes a command so that places can be compared: its words a line
+// each, or as JSON where one of them has lines. The first word of a command, a
+// path, begins with no bracket.
+func commandText(words []string) string {
+	if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(w, "\n") }) {
+		b, err := json.Marshal(words)
+		if err != nil {
+			panic(err) // strings always encode
+		}
+		return string(b)
+	}
+	return strings.Join(words, "\n")
+}
+
+func (p place) command() (words []string) {
+	switch {
+	case p.Command == "":
 		return nil
+	case p.Command[0] == '[' && json.Unmarshal([]byte(p.Command), &words) == nil:
+		return words
 	}
 	return strings.Split(p.Command, "\n")
 }
@@ -56,7 +73,7 @@ func (p place) has(v *store.VM) bool {
 		return true
 	}
 	var a provider.Attributes
-	return json.Unmarshal(v.Attributes, &a) == nil && strings.Join(a.Command, "\n") == p.Command
+	return json.Unmarshal(v.Attributes, &a) == nil && commandText(a.Command) == p.Command
 }
 
 // looksAt says that a place is this reconciler's to look at.
@@ -82,7 +99,7 @@ func readPlaces(text string, err error) ([]place, error) {
 // placesOf are where machines of a Config may be.
 func placesOf(c *provider.Config, home string) (places []place) {
 	for _, z := range zonesOf(c) {
-		places = append(places, place{c.Kind, c.Attributes.Project, z, strings.Join(c.Attributes.Command, "\n"), home})
+		places = append(places, place{c.Kind, c.Attributes.Project, z, commandText(c.Attributes.Command), home})
 	}
 	return places
 }
@@ -312,7 +329,15 @@ func (r *Reconciler) plug(ctx context.Context, cloud provider.Provider, every ti
 	}
 	r.o.Log.WarnContext(ctx, "an instance without a record is taken away", "bot", in.Ref.Name, "machine", in.Labels[provider.LabelVM])
 	generation, _ := strconv.ParseInt(in.Labels[provider.LabelGeneration], 10, 64)
-	if _, err := cloud.Delete(ctx, in.Ref, requestID("plug", in.Ref.Name, generation)); err != nil && provider.ClassOf(err) != provider.NotFound {
+	what := "plug"
+	if !l.failed.IsZero() {
+		what += "-" + strconv.FormatInt(l.failed.UnixMicro(), 36)
+	}
+	_, err = cloud.Delete(ctx, in.Ref, requestID(what, in.Ref.Name, generation))
+	if e, ok := errors.AsType[*provider.Error](err); ok && e.Code == 200 {
+		l.failed = r.o.Now()
+	}
+	if err != nil && provider.ClassOf(err) != provider.NotFound {
 		return err
 	}
 	return nil
@@ -327,8 +352,9 @@ func onlyOther(err error) error {
 
 // leak is what is remembered of an instance without a record between audits.
 type leak struct {
-	since time.Time // it was seen first
-	asked time.Time // its bot was asked to end
+	since  time.Time // it was seen first
+	asked  time.Time // its bot was asked to end
+	failed time.Time // the last operation did, and says so for ever: the next is another one
 }
 
 // occupied says that an instance without a record has a bot at work, which is

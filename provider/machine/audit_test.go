@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"slices"
 	"strconv"
 	"testing"
@@ -97,6 +98,49 @@ func TestAuditReadsAStaleList(t *testing.T) {
 			t.Errorf("the leak itself was not taken away: %v", err)
 		}
 	})
+}
+
+// An operation that failed is told for as long as its request id is known: what
+// asks for the leak to go after that is another one.
+func TestLeakWhoseDeleteFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.declare(fixed("a", 1))
+		failed := 0
+		w.fail = func(call, name, _ string) error {
+			if call == "delete" && name == "old-1-left" && failed == 0 {
+				failed++
+				return &provider.Error{Class: provider.Transient, Code: 200, Reason: "INTERNAL_ERROR"}
+			}
+			return nil
+		}
+		stop := w.run()
+		defer stop()
+		time.Sleep(10 * time.Minute)
+		w.leak("old-1-left", "old-1", 1, "u/left")
+		time.Sleep(10 * time.Minute)
+		if failed != 1 || w.has("old-1-left") {
+			t.Errorf("%d deletes failed; instances %v", failed, w.names())
+		}
+	})
+}
+
+// A place is asked by the command that its pool has, whatever its words hold.
+func TestPlaceOfACommand(t *testing.T) {
+	for _, words := range [][]string{nil, {"/srv/boards"}, {"/srv/boards", "", "a b"}, {"/bin/sh", "-c", "echo 1\necho 2"}} {
+		c := provider.Config{Kind: "exec", Attributes: provider.Attributes{Command: words}}
+		attributes, err := json.Marshal(c.Attributes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := readPlace(placesOf(&c, "")[0].key())
+		if got := p.command(); err != nil || !slices.Equal(got, words) {
+			t.Errorf("%q became %q, %v", words, got, err)
+		}
+		if !p.has(&store.VM{Kind: "exec", Attributes: attributes}) {
+			t.Errorf("%q: a machine of the pool is not in its place", words)
+		}
+	}
 }
 
 // A place that nobody declares any more, in which nothing is, is not looked at

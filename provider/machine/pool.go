@@ -163,6 +163,7 @@ type expansion struct {
 	stale  []string      // plans for what is declared no more
 	amount int           // that the pool aims for
 	ready  bool          // nothing is left of what an operator wanted replaced
+	over   bool          // nothing is left of what failed
 	next   time.Time     // when its window ends; zero = never
 	look   time.Duration // to the next look at the queue; 0 = it is not followed
 	last   bool          // it is removed, and its machines are gone
@@ -195,14 +196,15 @@ func (r *Reconciler) expansion(ctx context.Context, from reader, p *store.Machin
 	e.ready = p.Replacing && !anyOutdated(p, vms)
 	aim := *p
 	aim.Amount = e.amount
-	e.change, e.stale = PoolChange(&aim, vms, rulesOf(p, c, now)), outlived(p, vms)
+	e.change, e.stale = PoolChange(&aim, vms, r.rulesOf(p, c, now)), outlived(p, vms)
+	e.over = len(e.change.Add)+len(e.change.Start) == 0 && isOver(p, vms, now)
 	return e, nil
 }
 
 // nothing says that the pool is as it should be.
 func (e *expansion) nothing(p *store.MachinePool) bool {
 	c := &e.change
-	return !e.last && !e.ready && e.amount == p.Amount && len(c.Add)+len(c.Drain)+len(c.Park)+len(c.Start)+len(c.Replace)+len(e.stale) == 0
+	return !e.last && !e.ready && !e.over && e.amount == p.Amount && len(c.Add)+len(c.Drain)+len(c.Park)+len(c.Start)+len(c.Replace)+len(e.stale) == 0
 }
 
 // calmFor is how many times as long as a step took that found nothing to do the
@@ -335,6 +337,9 @@ func (r *Reconciler) expand(ctx context.Context, prefix string, now time.Time) (
 		}
 		before := *p
 		p.Amount, p.Replacing = e.amount, p.Replacing && !e.ready
+		if e.over { // the next failure is one more all the same
+			p.Failure = store.Failure{}
+		}
 		// The machines were read without a lock: another provider's step, or one
 		// of a second writer, may change or drop any of them until this is
 		// stored. So no record is written here but in the one thing meant.
@@ -380,7 +385,7 @@ func (r *Reconciler) expand(ctx context.Context, prefix string, now time.Time) (
 			}
 			wake = append(wake, vmKey(v))
 		}
-		if before.Amount == p.Amount && before.Generation == p.Generation && before.Replacing == p.Replacing {
+		if before.Amount == p.Amount && before.Generation == p.Generation && before.Replacing == p.Replacing && !e.over {
 			return nil
 		}
 		return tx.SaveMachinePool(p)
@@ -420,15 +425,27 @@ func configOf(p *store.MachinePool) (*provider.Config, error) {
 }
 
 // rulesOf are the rules for the machines of a pool now.
-func rulesOf(p *store.MachinePool, c *provider.Config, now time.Time) Rules {
+func (r *Reconciler) rulesOf(p *store.MachinePool, c *provider.Config, now time.Time) Rules {
 	rules := Rules{MaxReplacing: c.MaxReplacing}
 	if p.Replacing {
 		rules.MaxReplacing = max(rules.MaxReplacing, 1)
 	}
-	if c.Demand != nil {
+	if r.follows(c) {
 		rules.ByQueue, rules.Most, rules.Stopped = true, most(c, now), c.Demand.Stopped
 	}
 	return rules
+}
+
+// isOver says that no machine of a pool has anything to do with its last failure
+// any more, as it is gone or was not wanted after all: nothing is asked of the
+// cloud that would show that it works. That bots do not come only a bot ends.
+func isOver(p *store.MachinePool, vms []store.VM, now time.Time) bool {
+	if p.Failure.At.IsZero() || p.Failure.Class == string(provider.NoBot) || p.Paused.After(now) {
+		return false
+	}
+	return !slices.ContainsFunc(vms, func(v store.VM) bool {
+		return v.URL == "" || !v.Failure.At.IsZero() || !v.Stopping.IsZero() && !v.Started.IsZero()
+	})
 }
 
 // first takes of a list what there is room for. more says whether something was
@@ -499,7 +516,7 @@ func (r *Reconciler) createVM(ctx context.Context, id string) (done bool, err er
 			if err := json.Unmarshal(p.Config, &c); err != nil {
 				return err
 			}
-			for _, s := range PoolChange(p, vms, rulesOf(p, &c, tx.Now)).Add {
+			for _, s := range PoolChange(p, vms, r.rulesOf(p, &c, tx.Now)).Add {
 				if vmID(prefix, s.Index, s.Dut) != id {
 					continue
 				}
@@ -523,8 +540,8 @@ func (r *Reconciler) createVM(ctx context.Context, id string) (done bool, err er
 
 // Resize changes how many machines a pool aims for, and which devices it has; a
 // nil is left as it is. Both or none. The amount is clamped to what is allowed
-// now; with devices it is their number. A pool that follows the queue takes no
-// amount. spec §12, promise P18.
+// now; with devices it is their number, and no other is taken for it. A pool
+// that follows the queue takes no amount. spec §12, promise P18.
 func (r *Reconciler) Resize(ctx context.Context, prefix string, amount *int, duts []string) (*store.MachinePool, error) {
 	if err := checkDevices(duts); err != nil {
 		return nil, err
@@ -545,6 +562,8 @@ func (r *Reconciler) Resize(ctx context.Context, prefix string, amount *int, dut
 			p.Duts = slices.Compact(slices.Sorted(slices.Values(duts)))
 		}
 		switch {
+		case len(p.Duts) > 0 && duts == nil && amount != nil && *amount != len(p.Duts):
+			return skep.Errorf(skep.Precondition, "pool %s has a machine for each of its %d devices; change config.duts instead: an amount counts once there are none", prefix, len(p.Duts))
 		case len(p.Duts) > 0:
 			p.Amount = len(p.Duts)
 		case amount != nil && r.follows(&c):

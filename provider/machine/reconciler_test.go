@@ -553,6 +553,52 @@ func TestRefusedWhenAskedAgain(t *testing.T) {
 	})
 }
 
+// A pool that has what it wants does not fail, whatever failed on the way: a
+// machine that is taken away at the second try, one that is not wanted any more.
+func TestFailureIsOver(t *testing.T) {
+	for name, c := range map[string]struct {
+		from, to int
+		fail     func(n int, call string) error // call n of its kind
+	}{
+		"a delete at the second try": {2, 1, func(n int, call string) error {
+			if call == "delete" && n == 1 {
+				return &provider.Error{Class: provider.Transient, Code: 503, Reason: "backendError"}
+			}
+			return nil
+		}},
+		"a quota that is too small": {2, 1, func(n int, call string) error {
+			if call == "create" && n > 1 {
+				return &provider.Error{Class: provider.Quota, Code: 403, Reason: "quotaExceeded"}
+			}
+			return nil
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				failed := 0
+				w.fail = func(call, _, _ string) error {
+					err := c.fail(w.calls[call], call)
+					if err != nil {
+						failed++
+					}
+					return err
+				}
+				w.declare(fixed("a", c.from))
+				stop := w.run()
+				defer stop()
+				time.Sleep(5 * time.Minute)
+				w.declare(fixed("a", c.to))
+				time.Sleep(20 * time.Minute)
+				st, err := w.r.Status(t.Context(), "a")
+				if err != nil || failed == 0 || st[0].Created != c.to || !st[0].Pool.Failure.At.IsZero() {
+					t.Errorf("%d failures, %d created, %+v, %v", failed, st[0].Created, st[0].Pool.Failure, err)
+				}
+			})
+		})
+	}
+}
+
 // promise P12: a pool that cannot be made asks little, whatever its size, and
 // says why.
 func TestRefusedPoolPauses(t *testing.T) {

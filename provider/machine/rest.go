@@ -94,7 +94,7 @@ func (r *Reconciler) stopInstance(ctx context.Context, v *store.VM) (again time.
 		if n.Stopping.IsZero() {
 			return errOther
 		}
-		n.Stopped, n.Connected, n.Missing, n.Asked, n.AskedTask = tx.Now, time.Time{}, time.Time{}, time.Time{}, 0
+		n.Stopped, n.Connected, n.Missing, n.Asked, n.AskedTask, n.Failure = tx.Now, time.Time{}, time.Time{}, time.Time{}, 0, store.Failure{}
 		return nil
 	})
 	if err == nil {

@@ -368,7 +368,7 @@ func (r *Reconciler) tookLeave(ctx context.Context, s Swarming, v *store.VM, b *
 
 // isNews says that what a server says of a bot now must be stored.
 func isNews(old, now *store.VMBot) bool {
-	return !old.Known || old.Dead != now.Dead || old.Terminated != now.Terminated || (old.Task != 0) != (now.Task != 0) ||
+	return !old.Known || old.Dead != now.Dead || old.Terminated != now.Terminated || old.Ill != now.Ill || (old.Task != 0) != (now.Task != 0) ||
 		now.LastSeen.Sub(old.LastSeen).Abs() >= seenEvery || now.FirstSeen.Sub(old.FirstSeen).Abs() >= seenEvery
 }
 

@@ -79,7 +79,7 @@ func (a *away) save(name string, fn func(*skep.Bot, time.Time)) {
 }
 
 func (a *away) describe(b *skep.Bot) store.VMBot {
-	return store.VMBot{Known: true, FirstSeen: b.FirstSeen, LastSeen: b.LastSeen, Dead: b.Dead, Terminated: b.Terminated != 0 && !a.silent, Task: b.Task}
+	return store.VMBot{Known: true, FirstSeen: b.FirstSeen, LastSeen: b.LastSeen, Dead: b.Dead, Terminated: b.Terminated != 0 && !a.silent, Ill: b.Quarantined != "" || b.Maintenance != "", Task: b.Task}
 }
 
 func (a *away) Bots(ctx context.Context, pool, cursor string) (page []SwarmingBot, next string, err error) {
@@ -652,6 +652,69 @@ func TestForeignLeak(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if slices.Contains(w.names(), name) {
 			t.Error("it is left")
+		}
+	})
+}
+
+// The queue here says nothing of a pool whose bots are another server's: its
+// size is that of its amount, and none of its machines is stopped and kept.
+func TestForeignPoolDoesNotFollowTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAway(t)
+		w := a.w
+		c := foreignPool("a", 3)
+		c.Demand = &provider.Demand{Dimensions: map[string][]string{"pool": {"ci"}}, TargetWait: time.Minute, Stopped: 2}
+		w.declare(c)
+		stop := w.run()
+		defer stop()
+		time.Sleep(2 * time.Minute)
+		c.Amount = provider.Amount{Min: 1, Max: 1}
+		w.declare(c)
+		time.Sleep(10 * time.Minute)
+		if err := a.check(map[string]int{"a": 1}); err != nil {
+			t.Error(err)
+		}
+		w.wantStates("a", map[State]int{Serving: 1})
+	})
+}
+
+// A shape whose bots come up ill at another server replaces no more machines
+// than may be away at once. promise P22.
+func TestForeignReplacementStopsWhereSuccessorsAreIll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAway(t)
+		w := a.w
+		c := foreignPool("a", 5)
+		c.MaxReplacing = 2
+		w.declare(c)
+		stop := w.run()
+		defer stop()
+		time.Sleep(5 * time.Minute)
+		old := w.names()
+		c.Attributes.MachineType = "worse"
+		w.declare(c)
+		health := func(why string) (news int) {
+			for _, name := range w.names() {
+				if !slices.Contains(old, name) {
+					news++
+					w.save(name, func(b *skep.Bot, _ time.Time) { b.Quarantined = why })
+				}
+			}
+			return news
+		}
+		for range 30 * 60 {
+			time.Sleep(time.Second)
+			health("no python")
+		}
+		if n := health("no python"); n != 2 {
+			t.Errorf("%d of %v were replaced by %v", n, old, w.names())
+		}
+		for range 30 * 60 {
+			time.Sleep(time.Second)
+			health("")
+		}
+		if n := health(""); n != 5 {
+			t.Errorf("%d of 5 were replaced", n)
 		}
 	})
 }

@@ -200,22 +200,25 @@ func (r *Reconciler) group(ctx context.Context, s *Status, v *store.VM) error {
 func (s *Status) add(v *store.VM, now time.Time) {
 	place := Place{v.Project, v.Zone, s.groups[v.Shape]}
 	at := s.ByPlace[place]
-	switch state := StateOf(v, now); state {
-	case Planned:
+	state := StateOf(v, now)
+	if state == Planned {
 		s.Planned++
-		s.coming++
-	case Retiring, Destroying, Cleanup, Booting, Serving, Stopping, Stopped:
+	} else {
 		s.Created++
 		at.Created++
-		switch state {
-		case Retiring, Destroying, Cleanup:
+	}
+	switch state {
+	case Retiring, Destroying, Cleanup:
+		s.Draining++
+	case Planned, Booting:
+		if v.Drained { // it goes before its bot came, or when it has
 			s.Draining++
-		case Stopped:
-			s.Stopped++
-		case Booting:
+		} else {
 			s.coming++
-		default:
 		}
+	case Stopped:
+		s.Stopped++
+	case Serving, Stopping:
 	}
 	if v.Bot.Known && !v.Bot.Dead && v.URL != "" {
 		s.Connected++

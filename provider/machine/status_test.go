@@ -124,3 +124,26 @@ func TestKindsOfFailuresAreBounded(t *testing.T) {
 		t.Errorf("%d failures are counted as %v", all, failures)
 	}
 }
+
+// A machine that is not wanted any more is on its way out, also before its bot
+// came: it is not one that is waited for.
+func TestDrainedBeforeItCameIsOnItsWayOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.declare(fixed("a", 2))
+		stop := w.run()
+		defer stop()
+		time.Sleep(w.slow + w.boot + time.Minute)
+		w.boot = 5 * time.Minute
+		w.declare(fixed("a", 4))
+		time.Sleep(w.slow + time.Second)
+		if _, err := w.r.Hold(t.Context(), "a", true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(w.slow + time.Minute)
+		s, err := w.r.Status(t.Context(), "a")
+		if err != nil || s[0].Created != 2 || s[0].Draining != 2 || s[0].coming != 0 {
+			t.Errorf("%d created, %d on their way out, %d to come, %v", s[0].Created, s[0].Draining, s[0].coming, err)
+		}
+	})
+}

@@ -631,7 +631,7 @@ func (r *Reconciler) reprieve(ctx context.Context, v *store.VM) (stays bool, err
 	}
 	err = r.change(ctx, v.ID, v.Generation, func(_ *store.Tx, n *store.VM) error {
 		if stays = n.Gone.IsZero() && stay(*n); stays {
-			n.Deleting = time.Time{}
+			n.Deleting, n.Failure = time.Time{}, store.Failure{}
 		}
 		return nil
 	})

@@ -242,9 +242,12 @@ func (w *world) Delete(ctx context.Context, r provider.Ref, requestID string) (b
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if op := w.byRequest[requestID]; op != nil {
-		return w.answer(!time.Now().Before(op.done), nil)
+		return w.answer(!time.Now().Before(op.done), op.err)
 	}
 	if err := w.begin("delete", r.Name, r.Zone); err != nil {
+		if e, ok := errors.AsType[*provider.Error](err); ok && e.Code == 200 {
+			w.byRequest[requestID] = &operation{done: time.Now(), err: err}
+		}
 		return false, err
 	}
 	if w.instances[r.Name] == nil {

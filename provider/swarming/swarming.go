@@ -103,7 +103,7 @@ func (s *Server) bot(b *pb.BotInfo) store.VMBot {
 		}
 		return ts.AsTime().Add(time.Duration(s.skew.Load())).Truncate(time.Microsecond)
 	}
-	out := store.VMBot{Known: true, FirstSeen: at(b.FirstSeenTs), LastSeen: at(b.LastSeenTs), Dead: b.IsDead, Terminated: b.IsDead && b.TerminationTaskId != ""}
+	out := store.VMBot{Known: true, FirstSeen: at(b.FirstSeenTs), LastSeen: at(b.LastSeenTs), Dead: b.IsDead, Terminated: b.IsDead && b.TerminationTaskId != "", Ill: b.Quarantined || b.MaintenanceMsg != ""}
 	if b.TaskId != "" && !b.IsDead {
 		out.Task = taskID(b.TaskId)
 		if out.Task == 0 {

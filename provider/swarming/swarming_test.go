@@ -90,6 +90,8 @@ func TestBots(t *testing.T) {
 			{BotId: "idle", FirstSeenTs: at(-time.Hour), LastSeenTs: at(-time.Second)},
 			{BotId: "busy", FirstSeenTs: at(-time.Hour), LastSeenTs: at(-time.Second), TaskId: "5a01"},
 			{BotId: "odd", TaskId: "not hex"},
+			{BotId: "ill", Quarantined: true},
+			{BotId: "repaired", MaintenanceMsg: "a new disk"},
 			{BotId: "left", LastSeenTs: at(-time.Minute), IsDead: true, TerminationTaskId: "5b0", TaskId: "5b1"},
 			{BotId: "lost", LastSeenTs: at(-time.Minute), IsDead: true, TaskId: "5c1"},
 			{BotId: "deleted", Deleted: true},
@@ -101,6 +103,8 @@ func TestBots(t *testing.T) {
 		{ID: "idle", VMBot: store.VMBot{Known: true, FirstSeen: now.Add(-time.Hour), LastSeen: now.Add(-time.Second)}},
 		{ID: "busy", VMBot: store.VMBot{Known: true, FirstSeen: now.Add(-time.Hour), LastSeen: now.Add(-time.Second), Task: 0x5a0}},
 		{ID: "odd", VMBot: store.VMBot{Known: true, Task: unreadable}},
+		{ID: "ill", VMBot: store.VMBot{Known: true, Ill: true}},
+		{ID: "repaired", VMBot: store.VMBot{Known: true, Ill: true}},
 		{ID: "left", VMBot: store.VMBot{Known: true, LastSeen: now.Add(-time.Minute), Dead: true, Terminated: true}},
 		{ID: "lost", VMBot: store.VMBot{Known: true, LastSeen: now.Add(-time.Minute), Dead: true}},
 	}
