@@ -336,8 +336,10 @@ func TestListMachines(t *testing.T) {
 			t.Errorf("%q: %d machines, %v, want %d", filter, len(res.GetInstances()), err, want)
 		}
 	}
-	for _, bad := range []string{"x", "instances.drained=perhaps", "instances.created>=yesterday", "instances.zone>=a", "instances.zone=",
-		"instances.zone=z and instances.drained=false", "zone=z, drained=false", "zone==z", "zone=y AND zone=z", "drained=true AND instances.drained=false"} {
+	for _, bad := range []string{
+		"x", "instances.drained=perhaps", "instances.created>=yesterday", "instances.zone>=a", "instances.zone=",
+		"instances.zone=z and instances.drained=false", "zone=z, drained=false", "zone==z", "zone=y AND zone=z", "drained=true AND instances.drained=false",
+	} {
 		if _, err := c.ListMachines(t.Context(), &instancespb.ListRequest{Filter: bad}); skep.KindOf(err) != skep.Invalid {
 			t.Errorf("%q: %v", bad, err)
 		}
