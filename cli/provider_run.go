@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -19,7 +20,6 @@ import (
 
 	"github.com/skepdev/skep"
 	"github.com/skepdev/skep/client"
-	"github.com/skepdev/skep/internal/gcpace"
 	"github.com/skepdev/skep/internal/servercert"
 	"github.com/skepdev/skep/provider/machine"
 	"github.com/skepdev/skep/rollout"
@@ -252,10 +252,14 @@ func (c releasedCode) Code(ctx context.Context, bot skep.BotID, p rollout.Platfo
 // pools to others first.
 func (p *providerProcess) run(ctx context.Context) error {
 	defer p.close()
+	if os.Getenv("GOGC") == "" {
+		// Its heap is a few MiB between looks at all machines and five times as much in
+		// them: gcpace, which goes by the last collection, is late then. promise P4.
+		debug.SetGCPercent(50)
+	}
 	h := &http.Server{Handler: p.door.Handler(), ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.machines.Run(ctx) })
-	g.Go(func() error { gcpace.Run(ctx, 32<<20); return nil }) // many machines are within 100 MiB: promise P4
 	g.Go(func() error {
 		return p.config.run(ctx, func() {
 			if err := p.machines.follow(ctx); err != nil {
