@@ -1109,15 +1109,7 @@ func TestReplacementStopsWhereSuccessorsAreIll(t *testing.T) {
 		w.save(old[3], func(b *skep.Bot, _ time.Time) { b.Quarantined = "its disk is full" })
 		c.Attributes.MachineType = "worse"
 		w.declare(c)
-		health := func(why string) (news int) {
-			for _, name := range w.names() {
-				if !slices.Contains(old, name) {
-					news++
-					w.save(name, func(b *skep.Bot, _ time.Time) { b.Quarantined = why })
-				}
-			}
-			return news
-		}
+		health := func(why string) int { return w.quarantineBut(old, why) }
 		for range 300 {
 			time.Sleep(time.Second)
 			health("no python")

@@ -693,15 +693,7 @@ func TestForeignReplacementStopsWhereSuccessorsAreIll(t *testing.T) {
 		old := w.names()
 		c.Attributes.MachineType = "worse"
 		w.declare(c)
-		health := func(why string) (news int) {
-			for _, name := range w.names() {
-				if !slices.Contains(old, name) {
-					news++
-					w.save(name, func(b *skep.Bot, _ time.Time) { b.Quarantined = why })
-				}
-			}
-			return news
-		}
+		health := func(why string) int { return w.quarantineBut(old, why) }
 		for range 30 * 60 {
 			time.Sleep(time.Second)
 			health("no python")

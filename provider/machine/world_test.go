@@ -467,3 +467,15 @@ func prefixOf(name string) string {
 	prefix, _, _ := strings.Cut(name, "-")
 	return prefix
 }
+
+// quarantineBut puts the bots of all machines but old into quarantine, "" lets
+// them out, and returns how many there are.
+func (w *world) quarantineBut(old []string, why string) (n int) {
+	for _, name := range w.names() {
+		if !slices.Contains(old, name) {
+			n++
+			w.save(name, func(b *skep.Bot, _ time.Time) { b.Quarantined = why })
+		}
+	}
+	return n
+}
